@@ -1,0 +1,1 @@
+"""The long-running program: image messages in, one verdict per message out."""

@@ -1,0 +1,1 @@
+"""One file per outside system; each fulfils a Protocol of worker.ports."""

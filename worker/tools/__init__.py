@@ -1,0 +1,1 @@
+"""Small programs for operators: feed, watch, score."""

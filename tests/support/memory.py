@@ -1,0 +1,251 @@
+"""In-memory ports: a broker with partitions, committed positions, and faults on demand.
+
+tests/contract runs one suite on these and on a real Kafka, so that they cannot drift from it.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.core.errors import DeliveryFailed
+from worker.core.records import OutRecord, Positions, Record, SourceRecord, TopicPartition
+from worker.ports import Polled, RecordRefused
+
+
+class MemoryBroker:
+    """Topics as lists of records; thread-safe."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self._logs: dict[TopicPartition, list[Record]] = {}
+        self.committed: dict[TopicPartition, int] = {}
+
+    def create(self, topic: str, partitions: int) -> None:
+        for number in range(partitions):
+            self._logs[TopicPartition(topic, number)] = []
+
+    def partitions(self, topic: str) -> list[TopicPartition]:
+        return sorted(partition for partition in self._logs if partition.topic == topic)
+
+    def append(self, record: OutRecord, timestamp: int = 0) -> None:
+        with self.changed:
+            log = self._logs[TopicPartition(record.topic, record.partition)]
+            log.append(
+                Record(
+                    record.topic,
+                    record.partition,
+                    len(log),
+                    timestamp,
+                    record.key,
+                    record.value,
+                    tuple(record.headers),
+                )
+            )
+            self.changed.notify_all()
+
+    def read(self, partition: TopicPartition, position: int, count: int) -> list[Record]:
+        with self.changed:
+            return self._logs[partition][position : position + count]
+
+    def end(self, partition: TopicPartition) -> int:
+        with self.changed:
+            return len(self._logs[partition])
+
+    def topic(self, topic: str) -> list[Record]:
+        with self.changed:
+            return [record for partition in self.partitions(topic) for record in self._logs[partition]]
+
+
+class MemorySource:
+    """Fulfils worker.ports.Source. `revoke` plays a rebalance; `failing_commits` and `failing_rewinds` count down."""
+
+    def __init__(self, broker: MemoryBroker, topic: str, max_poll_records: int) -> None:
+        self._broker = broker
+        self._max = max_poll_records
+        self._assigned = broker.partitions(topic)
+        self._positions: dict[TopicPartition, int] = {}
+        self._revoked: set[TopicPartition] = set()
+        self._regain: set[TopicPartition] = set()
+        self._lock = threading.Lock()
+        self.paused = False
+        self.failing_commits = 0
+        self.failing_rewinds = 0
+        self.deferred_commits = 0
+        self.polls_while_paused = 0
+        self.rewind()
+
+    def revoke(self, partitions: Collection[TopicPartition], *, regain: bool = False) -> None:
+        with self._lock:
+            self._revoked |= set(partitions)
+            if regain:
+                self._regain |= set(partitions)
+
+    def poll(self, timeout_s: float) -> Polled:
+        with self._lock:
+            revoked, self._revoked = frozenset(self._revoked), set()
+            regain, self._regain = self._regain, set()
+        self._assigned = [p for p in self._assigned if p not in revoked or p in regain]
+        for partition in regain:
+            self._positions[partition] = self._broker.committed.get(partition, 0)
+        if self.paused:
+            self.polls_while_paused += 1
+            return Polled(revoked=revoked)
+        with self._broker.changed:
+            self._broker.changed.wait_for(self._any, timeout_s)
+        records: dict[TopicPartition, Sequence[SourceRecord]] = {}
+        room = self._max
+        # Rotate, so that no partition starves another.
+        self._assigned.append(self._assigned.pop(0)) if self._assigned else None
+        for partition in self._assigned:
+            batch = self._broker.read(partition, self._positions[partition], room)
+            if batch:
+                records[partition] = batch
+                self._positions[partition] += len(batch)
+                room -= len(batch)
+            if not room:
+                break
+        return Polled(records, {}, revoked)
+
+    def _any(self) -> bool:
+        return any(self._broker.end(partition) > self._positions[partition] for partition in self._assigned)
+
+    def assignment(self) -> Collection[TopicPartition]:
+        return set(self._assigned)
+
+    def pause(self, paused: bool) -> None:
+        self.paused = paused
+
+    def commit(self, positions: Positions) -> bool:
+        if self.failing_commits:
+            self.failing_commits -= 1
+            raise DeliveryFailed("commit", "the test lets this commit fail")
+        if self.deferred_commits:
+            self.deferred_commits -= 1
+            return False
+        with self._broker.changed:
+            self._broker.committed.update(positions)
+            self._broker.changed.notify_all()
+        return True
+
+    def rewind(self) -> bool:
+        if self.failing_rewinds:
+            self.failing_rewinds -= 1
+            return False
+        self._positions = {partition: self._broker.committed.get(partition, 0) for partition in self._assigned}
+        return True
+
+    def lag(self) -> dict[TopicPartition, int]:
+        return {partition: self._broker.end(partition) - self._positions[partition] for partition in self._assigned}
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryTicket:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.done = threading.Event()
+        self.error = error
+
+    def settled(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        return self.done.is_set()
+
+
+class MemoryPublisher:
+    """Fulfils worker.ports.Publisher.
+
+    `failures` are raised by the next tickets, in order, whose records are then lost; with `hold` nothing is
+    acknowledged until release(); records of `refuse_above` bytes or more are refused.
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self.failures: deque[Exception] = deque()
+        self.hold = False
+        self.refuse_above: int | None = None
+        self.rebuilds = 0
+        self._held: list[MemoryTicket] = []
+
+    def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
+        if self.failures:
+            return MemoryTicket(self.failures.popleft())
+        for index, record in enumerate(records):
+            if self.refuse_above is not None and len(record.value or b"") >= self.refuse_above:
+                return MemoryTicket(RecordRefused(index, "the test's limit"))
+            self._broker.append(record)
+        ticket = MemoryTicket()
+        if self.hold:
+            self._held.append(ticket)
+        else:
+            ticket.done.set()
+        return ticket
+
+    def release(self) -> None:
+        self.hold = False
+        for ticket in self._held:
+            ticket.done.set()
+
+    def rebuild(self) -> None:
+        self.rebuilds += 1
+
+    def close(self) -> None:
+        pass
+
+
+class PixelScorer:
+    """A model one can predict: the error is the mean of the squared pixels, scaled to [0, 1].
+
+    An image whose first pixel is `poison` makes the model raise, one whose first pixel is `nan` makes its score
+    NaN.
+    """
+
+    def __init__(self, capacity: int = 8, poison: int | None = None, nan: int | None = None) -> None:
+        self.batch_capacity = capacity
+        self.poison = poison
+        self.nan = nan
+        self.broken = False
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def score(self, images: NDArray[np.uint8], count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self.gate.wait()
+        self.batches.append(count)
+        if self.broken:
+            raise RuntimeError("the scorer is broken")
+        images = images[:count]
+        first = images[:, 0, 0, 0]
+        if self.poison is not None and np.any(first == self.poison):
+            raise ValueError("the model does not like this batch")
+        errors = np.mean(np.square(images.astype(np.float32) / 255), axis=(1, 2, 3), dtype=np.float32)
+        if self.nan is not None:
+            errors[first == self.nan] = np.nan
+        return errors, errors
+
+
+class SilentTelemetry:
+    """Fulfils worker.ports.Telemetry and says nothing; keeps the peak of records in flight."""
+
+    def __init__(self) -> None:
+        self.rebuilt_steps: list[str] = []
+
+    def scored(self, streams: object, scores: object, errors: object, anomalies: object) -> None: ...
+
+    def batch(self, **_: object) -> None: ...
+
+    def unreadable(self, stream: str, reason: object) -> None: ...
+
+    def acknowledged(self, latencies_s: object) -> None: ...
+
+    def committed(self, records: int, seconds: float) -> None: ...
+
+    def state(self, **_: object) -> None: ...
+
+    def rebalanced(self, revoked: int) -> None: ...
+
+    def rebuilt(self, step: str) -> None:
+        self.rebuilt_steps.append(step)

@@ -1,0 +1,125 @@
+"""Builds a pipeline on any ports, and runs it on a thread."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tests.support.memory import PixelScorer, SilentTelemetry
+from worker.adapters.system_clock import SystemClock
+from worker.core.batching import Batcher
+from worker.core.errors import ExitCode, ScorerBroken
+from worker.core.images import ImageSpec
+from worker.core.progress import Progress
+from worker.core.records import SourceRecord
+from worker.core.verdicts import Judge, ModelName
+from worker.pipeline import Limits, Pipeline
+from worker.ports import Publisher, Source
+from worker.scoring import Answerer, Model, ScoringThread
+
+SPEC = ImageSpec(2, 3, 1)
+THRESHOLD = 0.25
+CALIBRATION = np.linspace(0.01, 0.3, 30, dtype=np.float32)
+MODEL = ModelName("pixels", "0123456789ab")
+
+
+@dataclass
+class Running:
+    """A pipeline on a thread of its own."""
+
+    pipeline: Pipeline
+    scorer: PixelScorer
+    telemetry: SilentTelemetry
+    thread: threading.Thread
+    outcome: list[ExitCode | BaseException] = field(default_factory=list)
+
+    def stop(self, timeout: float = 20) -> ExitCode:
+        self.pipeline.request_stop()
+        return self.join(timeout)
+
+    def join(self, timeout: float = 20) -> ExitCode:
+        self.thread.join(timeout)
+        assert not self.thread.is_alive(), "the pipeline did not stop"
+        outcome = self.outcome[0]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+def limits(**changes: Any) -> Limits:
+    values: dict[str, Any] = {
+        "max_poll_records": 16,
+        "max_in_flight_records": 64,
+        "max_in_flight_bytes": 1 << 20,
+        "max_letter_bytes": 1 << 20,
+        "commit_interval_s": 0.05,
+        "drain_timeout_s": 10,
+    }
+    return Limits(**{**values, **changes})
+
+
+@contextmanager
+def running(
+    source: Source,
+    publisher: Publisher,
+    *,
+    output_topic: str,
+    dead_letter_topic: str,
+    scorer: PixelScorer | None = None,
+    **limit_changes: Any,
+) -> Iterator[Running]:
+    """Run a pipeline with a PixelScorer until the block ends."""
+    scorer = scorer if scorer is not None else PixelScorer()
+    clock, telemetry = SystemClock(), SilentTelemetry()
+
+    def golden_check() -> None:
+        if scorer.broken:
+            raise ScorerBroken("the golden images cannot be scored")
+
+    def stream_of(record: SourceRecord) -> str:
+        return f"partition-{record.partition}"
+
+    model = Model(scorer, Judge(MODEL, THRESHOLD, CALIBRATION), SPEC, golden_check)
+    answerer = Answerer(
+        model,
+        output_topic=output_topic,
+        stream_of=stream_of,
+        carry_headers=("traceparent",),
+        clock=clock,
+        telemetry=telemetry,
+    )
+    now = clock.monotonic()
+    scoring = ScoringThread(answerer, Batcher(scorer.batch_capacity, 0.005), clock, Progress("scoring", now))
+    pipeline = Pipeline(
+        source=source,
+        publisher=publisher,
+        scoring=scoring,
+        clock=clock,
+        telemetry=telemetry,
+        limits=limits(**limit_changes),
+        dead_letter_topic=dead_letter_topic,
+        worker_version="test",
+        progress=Progress("io", now),
+    )
+    outcome: list[ExitCode | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(pipeline.run())
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="pipeline", daemon=True)
+    run_ = Running(pipeline, scorer, telemetry, thread, outcome)
+    thread.start()
+    try:
+        yield run_
+    finally:
+        scorer.gate.set()
+        pipeline.request_stop()
+        pipeline.request_stop()
+        thread.join(10)
+        scoring.stop(10)

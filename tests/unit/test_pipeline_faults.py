@@ -1,0 +1,191 @@
+"""What the pipeline does when the outside fails; on in-memory ports, where faults come on demand."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.contract.test_pipeline import by_position, image, in_flight, wait_for
+from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, PixelScorer
+from tests.support.pipelines import running
+from worker.core.errors import DeliveryFailed, ExitCode, TooManyDeadLetters
+from worker.core.records import OutRecord, TopicPartition, header
+
+IN, OUT, LETTERS = "images", "verdicts", "letters"
+P0, P1 = TopicPartition(IN, 0), TopicPartition(IN, 1)
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    broker = MemoryBroker()
+    for topic in (IN, OUT, LETTERS):
+        broker.create(topic, 2)
+    return broker
+
+
+def feed(broker: MemoryBroker, count: int, value: bytes | None = None) -> None:
+    for i in range(count):
+        broker.append(OutRecord(IN, i % 2, None, image(i % 256) if value is None else value, []), timestamp=1)
+
+
+def start(broker: MemoryBroker, source: MemorySource, publisher: MemoryPublisher, **more: object):  # type: ignore[no-untyped-def]
+    return running(source, publisher, output_topic=OUT, dead_letter_topic=LETTERS, **more)  # type: ignore[arg-type]
+
+
+def offsets(broker: MemoryBroker) -> Counter[tuple[int, int]]:
+    return Counter({position: len(verdicts) for position, verdicts in by_position(broker.topic(OUT)).items()})
+
+
+def wait_committed(broker: MemoryBroker, count: int) -> None:
+    with broker.changed:
+        assert broker.changed.wait_for(lambda: sum(broker.committed.values()) >= count, 20), broker.committed
+
+
+def test_answers_that_may_not_have_arrived_are_given_again(broker: MemoryBroker) -> None:
+    feed(broker, 40)
+    source, publisher = MemorySource(broker, IN, 16), MemoryPublisher(broker)
+    publisher.failures.append(DeliveryFailed("publish", "the test"))
+    with start(broker, source, publisher) as worker:
+        wait_committed(broker, 40)
+        assert worker.stop() is ExitCode.STOPPED
+    assert set(offsets(broker)) == {(p, o) for p in range(2) for o in range(20)}
+    assert publisher.rebuilds == 1
+    assert worker.telemetry.rebuilt_steps == ["publish"]
+
+
+def test_a_commit_that_fails_is_followed_by_reading_again(broker: MemoryBroker) -> None:
+    feed(broker, 40)
+    source = MemorySource(broker, IN, 16)
+    source.failing_commits, source.failing_rewinds = 2, 3
+    with start(broker, source, MemoryPublisher(broker)) as worker:
+        wait_committed(broker, 40)
+        assert worker.stop() is ExitCode.STOPPED
+    assert set(offsets(broker)) == {(p, o) for p in range(2) for o in range(20)}
+    assert worker.telemetry.rebuilt_steps == ["commit", "commit"]
+
+
+def test_a_commit_during_a_rebalance_waits_and_repeats_nothing(broker: MemoryBroker) -> None:
+    feed(broker, 40)
+    source = MemorySource(broker, IN, 16)
+    source.deferred_commits = 3
+    with start(broker, source, MemoryPublisher(broker)) as worker:
+        wait_committed(broker, 40)
+        assert worker.stop() is ExitCode.STOPPED
+    assert set(offsets(broker).values()) == {1}
+    assert worker.telemetry.rebuilt_steps == []
+
+
+def test_nothing_is_committed_before_it_is_acknowledged(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    publisher = MemoryPublisher(broker)
+    publisher.hold = True
+    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+        wait_for(lambda: sum(offsets(broker).values()) == 20)
+        assert worker.thread.is_alive()
+        assert broker.committed == {}
+        publisher.release()
+        wait_committed(broker, 20)
+        assert worker.stop() is ExitCode.STOPPED
+
+
+def test_a_stop_past_its_deadline_commits_only_what_was_acknowledged(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    publisher = MemoryPublisher(broker)
+    publisher.hold = True
+    with start(broker, MemorySource(broker, IN, 16), publisher, drain_timeout_s=0.2) as worker:
+        wait_for(lambda: sum(offsets(broker).values()) == 20)
+        assert worker.stop() is ExitCode.UNFINISHED
+    assert broker.committed == {}
+
+
+def test_a_second_request_to_stop_does_not_wait(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    publisher = MemoryPublisher(broker)
+    publisher.hold = True
+    with start(broker, MemorySource(broker, IN, 16), publisher, drain_timeout_s=600) as worker:
+        wait_for(lambda: sum(offsets(broker).values()) == 20)
+        worker.pipeline.request_stop()
+        assert worker.stop() is ExitCode.UNFINISHED
+    assert broker.committed == {}
+
+
+def test_revoked_partitions_are_dropped_and_kept_ones_are_finished(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    source, scorer = MemorySource(broker, IN, 16), PixelScorer()
+    scorer.gate.clear()
+    with start(broker, source, MemoryPublisher(broker), scorer=scorer) as worker:
+        wait_for(lambda: in_flight(worker) == 20)
+        source.revoke([P1])
+        wait_for(lambda: in_flight(worker) == 10)
+        scorer.gate.set()
+        wait_committed(broker, 10)
+        assert worker.stop() is ExitCode.STOPPED
+    assert broker.committed == {P0: 10}
+    assert {partition for partition, _ in offsets(broker)} == {0}
+    assert set(offsets(broker).values()) == {1}
+
+
+def test_a_partition_that_comes_back_is_read_from_its_committed_position(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    source, scorer = MemorySource(broker, IN, 16), PixelScorer()
+    scorer.gate.clear()
+    with start(broker, source, MemoryPublisher(broker), scorer=scorer) as worker:
+        wait_for(lambda: in_flight(worker) == 20)
+        source.revoke([P0, P1], regain=True)
+        scorer.gate.set()
+        wait_committed(broker, 20)
+        assert worker.stop() is ExitCode.STOPPED
+    assert offsets(broker) == Counter({(p, o): 1 for p in range(2) for o in range(10)})
+
+
+def test_a_letter_that_kafka_refuses_for_its_size_goes_without_its_value(broker: MemoryBroker) -> None:
+    feed(broker, 4)
+    poison = b"x" * 5000
+    broker.append(OutRecord(IN, 0, b"k", poison, []))
+    feed(broker, 4)
+    publisher = MemoryPublisher(broker)
+    publisher.refuse_above = 5000
+    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+        wait_committed(broker, 9)
+        assert worker.stop() is ExitCode.STOPPED
+    letter = broker.topic(LETTERS)[-1]
+    assert letter.value is None
+    assert header(letter.headers, "reconstream-value") == b"omitted"
+    assert header(letter.headers, "reconstream-value-bytes") == b"5000"
+    assert worker.telemetry.rebuilt_steps == ["size"]
+
+
+def test_a_letter_known_to_be_too_large_costs_no_rebuild(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, b"k", b"x" * 5000, []))
+    publisher = MemoryPublisher(broker)
+    with start(broker, MemorySource(broker, IN, 16), publisher, max_letter_bytes=4000) as worker:
+        wait_committed(broker, 1)
+        worker.stop()
+    [letter] = broker.topic(LETTERS)
+    assert header(letter.headers, "reconstream-value") == b"omitted"
+    assert worker.telemetry.rebuilt_steps == []
+
+
+def test_too_many_dead_letters_stop_the_worker_only_where_that_is_set(broker: MemoryBroker) -> None:
+    feed(broker, 60, b"junk")
+    with start(broker, MemorySource(broker, IN, 16), MemoryPublisher(broker), dead_letter_window=20) as worker:
+        wait_committed(broker, 60)
+        assert worker.stop() is ExitCode.STOPPED
+    feed(broker, 60, b"junk")
+    source = MemorySource(broker, IN, 16)
+    with (
+        start(broker, source, MemoryPublisher(broker), dead_letter_window=20, max_dead_letter_ratio=0.5) as worker,
+        pytest.raises(TooManyDeadLetters, match=r"100\.0%"),
+    ):
+        worker.join()
+
+
+def test_a_null_header_does_not_stop_the_dead_letter(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, None, b"junk", [("nothing", None)]))  # type: ignore[list-item]
+    with start(broker, MemorySource(broker, IN, 16), MemoryPublisher(broker)) as worker:
+        wait_committed(broker, 1)
+        worker.stop()
+    [letter] = broker.topic(LETTERS)
+    assert ("nothing", b"") in letter.headers
+    assert header(letter.headers, "reconstream-null-header") == b"nothing"
+    assert json.loads(broker.topic(OUT)[0].value or b"")["status"] == "unreadable"

@@ -1,0 +1,248 @@
+"""The input topic through kafka-python's consumer. One thread owns it.
+
+Rules: nothing is committed but by commit(); only committed records are read (`read_committed`, which is also
+what makes committed() wait for a transaction's end); no deserializer, since one that raises stops the
+partition for ever; what the client cannot parse is stepped past, offset by offset, and reported as a range.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer
+from kafka import TopicPartition as ClientPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import (
+    AuthorizationError,
+    CommitFailedError,
+    KafkaError,
+    RebalanceInProgressError,
+    RetriableError,
+)
+from kafka.structs import MemberState, OffsetAndMetadata
+
+from worker.core.errors import DeliveryFailed, KafkaRefused, KafkaUnreachable
+from worker.core.records import Positions, Record, SourceRecord, TopicPartition
+from worker.ports import Polled
+
+log = logging.getLogger(__name__)
+
+# A killed worker's partitions move on after this long; three heartbeats fit into it.
+SESSION_TIMEOUT_MS = 10_000
+HEARTBEAT_INTERVAL_MS = 3_000
+# The rebalance waits this long for a member that does not poll. Ours polls several times a second whatever the
+# model does, so this only bounds what a hung process costs the group.
+MAX_POLL_INTERVAL_MS = 60_000
+CALL_TIMEOUT_MS = 5_000
+REWIND_TIMEOUT_MS = 1_000
+# In one fetch from one broker; beside the bytes in flight this is what the client itself may hold.
+FETCH_MAX_BYTES = 32 << 20
+# Batches fetched while the last one is worked on: the client holds a partition's fetch until it is drained.
+PARTITION_FETCH_BYTES = 1 << 20
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Only records: a blocking consumer call in here is an error of the client's."""
+
+    def __init__(self) -> None:
+        self.revoked: set[TopicPartition] = set()
+
+    def on_partitions_revoked(self, revoked: Collection[ClientPartition]) -> None:
+        self.revoked.update(TopicPartition(*partition) for partition in revoked)
+
+    def on_partitions_lost(self, lost: Collection[ClientPartition]) -> None:
+        self.on_partitions_revoked(lost)
+
+    def on_partitions_assigned(self, assigned: Collection[ClientPartition]) -> None:
+        log.info("assigned %s", ", ".join(f"{topic}-{number}" for topic, number in sorted(assigned)) or "nothing new")
+
+
+class KafkaSource:
+    """A member of a consumer group that reads one topic; fulfils worker.ports.Source.
+
+    Args:
+        options: how to reach Kafka, as kafka-python names it.
+        topic: to read.
+        group_id: of the consumer group.
+        max_poll_records: the most that one poll brings.
+        max_message_bytes: of a record; what a fetch must be able to hold.
+
+    Raises:
+        KafkaUnreachable: no broker answers.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, object],
+        *,
+        topic: str,
+        group_id: str,
+        max_poll_records: int,
+        max_message_bytes: int,
+    ) -> None:
+        try:
+            self._consumer = KafkaConsumer(
+                group_id=group_id,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                allow_auto_create_topics=False,
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                session_timeout_ms=SESSION_TIMEOUT_MS,
+                heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+                max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+                max_poll_records=max_poll_records,
+                fetch_max_bytes=max(FETCH_MAX_BYTES, max_message_bytes),
+                max_partition_fetch_bytes=max(PARTITION_FETCH_BYTES, max_message_bytes),
+                **options,
+            )
+        except KafkaError as error:
+            raise KafkaUnreachable(f"Kafka cannot be reached: {error}") from error
+        self._topic = topic
+        self._listener = _Listener()
+        self._consumer.subscribe([topic], listener=self._listener)
+        self._paused = False
+        self._settled = False  # whether the group has given us its answer once
+        self._next: dict[TopicPartition, int] = {}
+        self._stuck: dict[TopicPartition, tuple[int, int]] = {}  # first offset that cannot be read, next to try
+        self._held: dict[TopicPartition, Sequence[SourceRecord]] = {}
+
+    def poll(self, timeout_s: float) -> Polled:
+        """See worker.ports.Source.
+
+        Raises:
+            KafkaRefused: reading is not allowed.
+        """
+        if self._paused:
+            self._consumer.pause(*(set(self._consumer.assignment()) - set(self._consumer.paused())))
+        try:
+            fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except AuthorizationError as error:
+            raise KafkaRefused(f"Kafka does not let us read '{self._topic}': {error}") from error
+        except RetriableError as error:
+            log.debug("poll: %s", error)
+            fetched = {}
+        except Exception as error:
+            if not self._step_past(error):
+                raise
+            fetched = {}
+        revoked = frozenset(self._listener.revoked)
+        self._listener.revoked.clear()
+        for partition in revoked:
+            for state in (self._next, self._stuck, self._held):
+                state.pop(partition, None)
+        records: dict[TopicPartition, Sequence[SourceRecord]] = {}
+        if self._held:
+            records, self._held = self._held, {}
+        for client_partition, batch in fetched.items():
+            partition = TopicPartition(*client_partition)
+            records[partition] = [*records.get(partition, ()), *batch] if partition in records else batch
+            self._next[partition] = batch[-1].offset + 1
+        unreadable_until = self._report_stuck(records) if self._stuck else {}
+        return Polled(records, unreadable_until, revoked, self._consumer.group_metadata())
+
+    def assignment(self) -> set[TopicPartition]:
+        """See worker.ports.Source."""
+        return {TopicPartition(*partition) for partition in self._consumer.assignment()}
+
+    def pause(self, paused: bool) -> None:
+        """See worker.ports.Source. Partitions assigned later are paused by the next poll."""
+        self._paused = paused
+        if not paused:
+            self._consumer.resume(*self._consumer.paused())
+
+    def commit(self, positions: Positions) -> bool:
+        """See worker.ports.Source."""
+        offsets = {
+            ClientPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()
+        }
+        try:
+            self._consumer.commit(offsets, timeout_ms=CALL_TIMEOUT_MS)
+        except RebalanceInProgressError:
+            return False
+        except CommitFailedError as error:
+            raise DeliveryFailed("commit", f"the group moved on without us: {error}") from error
+        except KafkaError as error:
+            raise DeliveryFailed("commit", f"positions could not be committed: {error!r}") from error
+        return True
+
+    def rewind(self) -> bool:
+        """See worker.ports.Source."""
+        self._held.clear()
+        self._stuck.clear()
+        for partition in self._consumer.assignment():
+            try:
+                committed = self._consumer.committed(partition, timeout_ms=REWIND_TIMEOUT_MS)
+                if committed is None:
+                    self._consumer.seek_to_beginning(partition)
+                else:
+                    self._consumer.seek(partition, committed)
+            except KafkaError as error:
+                # An open transaction answers with a timeout; so does an absent broker.
+                log.debug("committed(%s): %r", partition, error)
+                return False
+        return True
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """See worker.ports.Source."""
+        lag = {}
+        for client_partition in self._consumer.assignment():
+            end = self._consumer.highwater(client_partition)
+            partition = TopicPartition(*client_partition)
+            if end is not None and partition in self._next:
+                lag[partition] = max(0, end - self._next[partition])
+        return lag
+
+    def missing(self) -> list[str]:
+        """What is not yet as it should be: the group's membership, Kafka's answers. Empty when all is well."""
+        state = self._consumer.group_metadata().state
+        if state == MemberState.STABLE:
+            self._settled = True
+        elif not self._settled:
+            return [f"the consumer group has not answered yet (member state {state})"]
+        silent = self._heartbeat_age_s()
+        if silent is not None and silent > SESSION_TIMEOUT_MS / 1000:
+            return [f"Kafka has not answered a heartbeat for {silent:.0f} s"]
+        return []
+
+    def close(self) -> None:
+        """Leave the group; bounded in time."""
+        self._consumer.close(autocommit=False, timeout_ms=CALL_TIMEOUT_MS)
+
+    def _heartbeat_age_s(self) -> float | None:
+        for group in self._consumer.metrics().values():
+            if "last-heartbeat-seconds-ago" in group:
+                return float(group["last-heartbeat-seconds-ago"])
+        return None
+
+    # kafka-python raises for a batch that it cannot read, then returns nothing of that partition for ever. This
+    # is the one place that looks into the client: no public call tells which partition it was, or where.
+
+    def _step_past(self, error: Exception) -> bool:
+        """Seek one offset past what raised. False: it was not a partition's data."""
+        part = self._consumer._fetcher._next_partition_records
+        if part is None:
+            return False
+        client_partition, offset = part.topic_partition, part.next_fetch_offset
+        partition = TopicPartition(*client_partition)
+        first, at = self._stuck.get(partition, (offset, offset))
+        if partition not in self._stuck:
+            log.warning("%s-%d cannot be read at offset %d: %s", *partition, offset, error)
+        step_to = max(at, offset) + 1
+        self._stuck[partition] = (first, step_to)
+        self._consumer.seek(client_partition, step_to)
+        return True
+
+    def _report_stuck(self, records: dict[TopicPartition, Sequence[SourceRecord]]) -> dict[TopicPartition, int]:
+        """Report the ranges whose end is known: records came after it, or the partition ends there."""
+        reported = {}
+        for partition, (first, tried) in list(self._stuck.items()):
+            end = self._consumer.highwater(ClientPartition(*partition))
+            if partition in records:
+                self._held[partition] = records[partition]
+            elif end is None or end > tried:
+                continue
+            del self._stuck[partition]
+            records[partition] = [Record(*partition, first)]
+            reported[partition] = tried
+            log.warning("%s-%d: offsets %d to %d could not be read", *partition, first, tried - 1)
+        return reported

@@ -1,0 +1,258 @@
+"""The bundle's model behind the Scorer port, on TensorFlow (the default) or JAX.
+
+Rules: batches are padded to a few fixed sizes, each traced and run once by warm_up(), so that no batch of a
+running worker ever traces; the reconstruction is not among the outputs that leave the device unless asked
+for; what the manifest says of weights, backend and golden images is checked before anything is scored.
+
+Import this module lazily: it takes seconds, because it imports Keras. Call select_backend() before.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.core.bundle import Bundle, scores_agree
+from worker.core.errors import BundleError, ScorerBroken
+from worker.core.images import decode
+
+SMALLEST_BATCH = 8
+BACKENDS = ("tensorflow", "jax")
+
+
+def select_backend(name: str) -> None:
+    """Choose Keras's backend, before the first import of keras in this process.
+
+    Raises:
+        BundleError: the backend is unknown, or another one was imported already.
+    """
+    if name not in BACKENDS:
+        raise BundleError(f"the bundle wants the Keras backend '{name}'; known are {', '.join(BACKENDS)}.")
+    # TensorFlow writes start-up notices past every logging system; errors still appear.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "keras" in sys.modules:
+        import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
+
+        if keras.backend.backend() != name:
+            raise BundleError(f"Keras already runs on '{keras.backend.backend()}', the bundle wants '{name}'.")
+    os.environ["KERAS_BACKEND"] = name
+
+
+def batch_sizes(capacity: int) -> tuple[int, ...]:
+    """The padded sizes, ascending: halves of `capacity` down to 8, so that padding at most doubles a batch."""
+    sizes = [capacity]
+    while sizes[-1] // 2 >= SMALLEST_BATCH:
+        sizes.append(sizes[-1] // 2)
+    return tuple(reversed(sizes))
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 over dtype, shape and bytes of every weight array, in the model's order.
+
+    Saving the same model twice gives different files; this hash is the same.
+    """
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class KerasScorer:
+    """Scores batches with a Keras model whose interface is that of a bundle's scorer.
+
+    Args:
+        model: input uint8 (N, H, W, C); outputs `score`, `error` float32 (N,), `reconstruction` (N, H, W, C).
+        batch_capacity: the largest batch that score() takes.
+    """
+
+    def __init__(self, model: Any, batch_capacity: int = 256) -> None:
+        self._model = model
+        self._capacity = batch_capacity
+        self._sizes = batch_sizes(batch_capacity)
+        self._shape: tuple[int, int, int] = tuple(model.inputs[0].shape[1:])
+        self._compiled = _compile(model, self._shape, ("score", "error"), self._sizes)
+        self._reconstruct: Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]] | None = None
+
+    @classmethod
+    def load(cls, bundle: Bundle, batch_capacity: int = 256) -> "KerasScorer":
+        """Load a verified bundle's model, and verify what can only be seen now.
+
+        Raises:
+            BundleError: backend, interface or weights are not what the manifest says, or a golden image
+                scores differently.
+        """
+        manifest = bundle.manifest
+        select_backend(manifest.serving.backend)
+        import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
+
+        if manifest.serving.precision != "float32":
+            raise BundleError(
+                f"the bundle was calibrated in {manifest.serving.precision}; this worker serves float32 only."
+            )
+        try:
+            model = keras.models.load_model(bundle.scorer_path, compile=False, safe_mode=True)
+            names = set(model.output) if isinstance(model.output, dict) else set()
+            shape = tuple(model.inputs[0].shape[1:])
+        except Exception as error:  # Keras raises whatever a broken archive leads to
+            raise BundleError(f"{bundle.scorer_path} cannot be loaded by Keras: {error}") from error
+        if names != {"score", "error", "reconstruction"} or shape != manifest.input_shape:
+            raise BundleError(
+                f"{bundle.scorer_path} maps {shape} to {sorted(names)}; expected {manifest.input_shape} to "
+                "score, error and reconstruction."
+            )
+        if weights_sha256(model) != manifest.weights_sha256:
+            raise BundleError(f"{bundle.scorer_path}: its weights are not those that the manifest names.")
+        scorer = cls(model, batch_capacity)
+        verify_golden(scorer, bundle)
+        return scorer
+
+    @property
+    def batch_capacity(self) -> int:
+        """The largest batch that score() takes."""
+        return self._capacity
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self._shape
+
+    @property
+    def device(self) -> str:
+        """The device that scores, as the backend names it."""
+        return _device()
+
+    def warm_up(self) -> None:
+        """Trace and run every padded size once, so that the first real batch is as fast as the last."""
+        images = np.zeros((self._capacity, *self._shape), np.uint8)
+        for size in self._sizes:
+            self.score(images, size)
+
+    def score(self, images: NDArray[np.uint8], count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score the first `count` of `images`, uint8 (batch_capacity, H, W, C); see worker.ports.Scorer."""
+        size = next(size for size in self._sizes if size >= count)
+        score, error = self._compiled(images[:size])
+        return score[:count], error[:count]
+
+    def score_all(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score any number of images, uint8 (N, H, W, C). Returns scores and errors, float32 (N,)."""
+        scores = np.empty(len(images), np.float32)
+        errors = np.empty(len(images), np.float32)
+        buffer = np.zeros((self._capacity, *self._shape), np.uint8)
+        for start in range(0, len(images), self._capacity):
+            part = images[start : start + self._capacity]
+            buffer[: len(part)] = part
+            scores[start : start + len(part)], errors[start : start + len(part)] = self.score(buffer, len(part))
+        return scores, errors
+
+    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Reconstruct images, uint8 (N, H, W, C). Returns float32 (N, H, W, C) in [0, 1]."""
+        if self._reconstruct is None:
+            self._reconstruct = _compile(self._model, self._shape, ("reconstruction",), (SMALLEST_BATCH,))
+        result = np.empty(images.shape, np.float32)
+        buffer = np.zeros((SMALLEST_BATCH, *self._shape), np.uint8)
+        for start in range(0, len(images), SMALLEST_BATCH):
+            part = images[start : start + SMALLEST_BATCH]
+            buffer[: len(part)] = part
+            result[start : start + len(part)] = self._reconstruct(buffer)[0][: len(part)]
+        return result
+
+
+def verify_golden(scorer: KerasScorer, bundle: Bundle) -> None:
+    """Score the bundle's golden images and compare, within the bundle's tolerance.
+
+    Raises:
+        BundleError: they do not score as they did when the bundle was written.
+    """
+    spec = bundle.image_spec()
+    images = np.stack([decode(image, None, spec).image for image in bundle.golden.images])
+    scores, errors = scorer.score_all(images)
+    if not scores_agree(scores, bundle.golden.scores, bundle.tolerance) or not scores_agree(
+        errors, bundle.golden.errors, bundle.tolerance
+    ):
+        raise BundleError(
+            f"the golden images of '{bundle.folder.name}' score {scores.tolist()}, when it was written they scored "
+            f"{bundle.golden.scores.tolist()} (relative tolerance {bundle.tolerance})."
+        )
+
+
+def golden_check(scorer: KerasScorer, bundle: Bundle) -> Callable[[], None]:
+    """A check for the running worker: is it the scorer that is at fault?
+
+    Returns:
+        a function that raises ScorerBroken when the golden images no longer score as they did, or cannot
+        be scored at all.
+    """
+
+    def check() -> None:
+        try:
+            verify_golden(scorer, bundle)
+        except Exception as error:  # whatever the model raises, the images are known to be good
+            raise ScorerBroken(f"the golden images can no longer be scored correctly: {error}") from error
+
+    return check
+
+
+def _compile(
+    model: Any, shape: tuple[int, int, int], outputs: tuple[str, ...], sizes: tuple[int, ...]
+) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """A function of a padded batch, one trace per size, that returns the named outputs as arrays."""
+    import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
+
+    pruned = keras.Model(model.inputs, [model.output[name] for name in outputs])
+    if keras.backend.backend() == "jax":
+        return _compile_jax(pruned)
+    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
+
+    function = tf.function(lambda image: pruned(image, training=False), autograph=False)
+    # Concrete functions cannot trace again: an unexpected size is an error instead of a slow surprise.
+    traces = {size: function.get_concrete_function(tf.TensorSpec((size, *shape), tf.uint8)) for size in sizes}
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        return [tensor.numpy() for tensor in traces[len(images)](tf.constant(images))]
+
+    return run
+
+
+def _compile_jax(model: Any) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    import jax  # noqa: PLC0415 - only with this backend
+
+    trainable = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+    function = jax.jit(lambda images: model.stateless_call(trainable, fixed, images, training=False)[0])
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        return [np.asarray(array) for array in function(images)]
+
+    return run
+
+
+def _device() -> str:
+    import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
+
+    if keras.backend.backend() == "jax":
+        import jax  # noqa: PLC0415 - only with this backend
+
+        return str(jax.devices()[0])
+    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "cpu"
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))
+
+
+def use_memory_growth() -> None:
+    """Let TensorFlow take GPU memory as it needs it; otherwise the first process takes all of it.
+
+    Call before the first model is loaded. Does nothing without a GPU.
+    """
+    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, enable=True)
+    tf.config.experimental.enable_tensor_float_32_execution(enabled=False)

@@ -1,0 +1,376 @@
+"""The bundle: one folder that holds the model, its threshold and the proof that they belong together.
+
+    <name>-<digest12>/          current -> <name>-<digest12>   (a symlink, replaced atomically)
+        manifest.json           everything the other files are for; `digest` = SHA-256 of its canonical JSON
+        scorer.keras            image uint8 (N, H, W, C) -> score, error float32 (N,), reconstruction (N, H, W, C)
+        calibration.npz         scores, errors of the held-out normal images; of the evaluation set with labels
+        golden.npz              encoded images with their scores: a scorer that disagrees is not this bundle's
+        report.html             for people
+
+Rules: everything is verified before anything is opened by a library that could be misled (sizes first, then
+hashes, then formats); the digest detects damage and mix-ups, it is no signature. This module reads and
+verifies; training.export writes.
+"""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.core.errors import BundleError
+from worker.core.images import ImageSpec
+from worker.core.verdicts import ModelName
+
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+SCORER = "scorer.keras"
+CALIBRATION = "calibration.npz"
+GOLDEN = "golden.npz"
+REPORT = "report.html"
+FILES = (SCORER, CALIBRATION, GOLDEN, REPORT)
+CURRENT = "current"
+GOLDEN_IMAGES = 8
+
+# Relative difference that two correct scorings of one image may have. Measured: 2.5e-6 between batch sizes
+# in float32 with TF32 off, 1.5 % in bfloat16.
+TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 3e-2}
+
+MAX_MANIFEST_BYTES = 1 << 20
+# A .keras archive of 584 KB can unpack to 600 MB. Weights hardly compress, so a real one stays below 4 times
+# its own size plus its text; the headroom is for models with many zero weights.
+MAX_UNPACK_RATIO = 20
+MAX_UNPACKED_BYTES = 4 << 30
+KERAS_MEMBERS = frozenset({"metadata.json", "config.json", "model.weights.h5"})
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class ThresholdFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A decision threshold and what is known about it.
+
+    Attributes:
+        value: the threshold; float32 as stored.
+        method: `percentile` or `mean_plus_k_std`.
+        parameters: the method's, by name.
+        n: how many normal images it was fitted on.
+        interval: 95 % interval for the false-positive rate on images like those it was fitted on, or None
+            where the method promises none.
+        fitted: ISO 8601, UTC.
+    """
+
+    value: float
+    method: str
+    parameters: dict[str, float]
+    n: int
+    interval: tuple[float, float] | None
+    fitted: str
+
+
+class Threshold(ThresholdFit, frozen=True, forbid_unknown_fields=True):
+    """The threshold in force, and those that it replaced, oldest first."""
+
+    history: list[ThresholdFit] = []
+
+
+class ScoreDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the score comes from the image: its formula's name and how pixels are pooled."""
+
+    name: str
+    pooling: str
+
+
+class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Precision and backend that the threshold was calibrated with; serving uses these and no others."""
+
+    precision: Literal["float32", "bfloat16"]
+    backend: str
+
+
+class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model was fitted on.
+
+    Attributes:
+        source: where the images came from, as its user named it.
+        normal: what counted as normal.
+        fit, calibration, evaluation: numbers of images.
+        fingerprint: SHA-256 over the decoded pixels of all fit and calibration images, in order.
+        codecs: number of images per encoding (`array`, `png`, `jpeg`).
+        sizes: number of images per original `HxWxC`.
+    """
+
+    source: str
+    normal: str
+    fit: int
+    calibration: int
+    evaluation: int
+    fingerprint: str
+    codecs: dict[str, int]
+    sizes: dict[str, int]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """manifest.json, format version 1."""
+
+    format_version: Literal[1]
+    name: str
+    created: str
+    input_shape: tuple[int, int, int]
+    resize: bool
+    score: ScoreDefinition
+    serving: Serving
+    threshold: Threshold
+    calibration_quantiles: dict[str, dict[str, float]]
+    training: dict[str, Any]
+    data: TrainingData
+    versions: dict[str, str]
+    weights_sha256: str
+    files: dict[str, str]
+    digest: str
+
+    @property
+    def version(self) -> str:
+        """The first 12 hex digits of the digest: the model version that verdicts and metrics carry."""
+        return self.digest[:12]
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder that this manifest may stand in."""
+        return f"{self.name}-{self.version}"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images as encoded bytes with the scores and errors, float32 (n,), that this bundle's scorer gave them."""
+
+    images: tuple[bytes, ...]
+    scores: NDArray[np.float32]
+    errors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores and errors, float32: of the calibration images (n,), and of the evaluation set (m,), m may be 0.
+
+    `labels` is bool (m,), True = anomaly.
+    """
+
+    scores: NDArray[np.float32]
+    errors: NDArray[np.float32]
+    evaluation_scores: NDArray[np.float32]
+    evaluation_errors: NDArray[np.float32]
+    evaluation_labels: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. `folder` is the real folder, with every symlink resolved."""
+
+    folder: Path
+    manifest: Manifest
+    calibration: Calibration
+    golden: Golden
+
+    @property
+    def scorer_path(self) -> Path:
+        """The Keras archive."""
+        return self.folder / SCORER
+
+    @property
+    def model(self) -> ModelName:
+        """Name and version, as verdicts carry them."""
+        return ModelName(self.manifest.name, self.manifest.version)
+
+    @property
+    def threshold(self) -> np.float32:
+        """The threshold in force."""
+        return np.float32(self.manifest.threshold.value)
+
+    @property
+    def tolerance(self) -> float:
+        """Relative difference allowed between two correct scorings of one image."""
+        return TOLERANCE[self.manifest.serving.precision]
+
+    def image_spec(self, **limits: int) -> ImageSpec:
+        """What an image must be to be scored; `limits` as ImageSpec names them."""
+        height, width, channels = self.manifest.input_shape
+        return ImageSpec(height, width, channels, resize=self.manifest.resize, **limits)
+
+
+def valid_name(name: str) -> bool:
+    """Whether a bundle may be called so: a short, lower-case file name."""
+    return _NAME.fullmatch(name) is not None
+
+
+def canonical_json(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest's canonical form: keys sorted, no white space, ASCII, no NaN; `digest` is left out.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest's canonical form, in hex."""
+    return hashlib.sha256(canonical_json(manifest)).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve(path: Path) -> Path:
+    """The bundle folder that `path` means: the folder itself, a symlink to it, or a folder with `current`.
+
+    Raises:
+        BundleError: there is nothing of the kind.
+    """
+    try:
+        # The link is followed once, here: a swap during loading must not mix two bundles.
+        real = path.resolve(strict=True)
+        if not (real / MANIFEST).exists() and (real / CURRENT).exists():
+            real = (real / CURRENT).resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise BundleError(
+            f"no bundle at '{path}': {error}. Expected a folder that reconstream-train wrote, or its 'current' link."
+        ) from error
+    if not (real / MANIFEST).is_file():
+        raise BundleError(
+            f"no bundle at '{path}': it has no {MANIFEST}. Expected a folder that reconstream-train wrote, "
+            f"or its '{CURRENT}' link."
+        )
+    return real
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle without opening its model.
+
+    Args:
+        path: the folder, a link to it, or the folder above with its `current` link.
+
+    Raises:
+        BundleError: anything at all is missing, damaged, or not what the manifest says.
+    """
+    folder = resolve(path)
+    try:
+        manifest = _read_manifest(folder)
+        for name in FILES:
+            if sha256_of(folder / name) != manifest.files[name]:
+                raise BundleError(f"{folder / name} is damaged or was exchanged: its SHA-256 is not the manifest's.")
+        _check_archive(folder / SCORER, KERAS_MEMBERS)
+        calibration = _read_calibration(folder / CALIBRATION)
+        golden = _read_golden(folder / GOLDEN)
+    except OSError as error:
+        raise BundleError(f"the bundle in '{folder}' cannot be read: {error}") from error
+    if len(calibration.scores) != manifest.threshold.n and not manifest.threshold.history:
+        raise BundleError(
+            f"{CALIBRATION} has {len(calibration.scores)} scores, the threshold was fitted on {manifest.threshold.n}."
+        )
+    return Bundle(folder, manifest, calibration, golden)
+
+
+def scores_agree(ours: NDArray[np.float32], stored: NDArray[np.float32], tolerance: float) -> bool:
+    """Whether two scorings of the same images agree: finite, and within the relative tolerance."""
+    return bool(np.all(np.isfinite(ours)) and np.allclose(ours, stored, rtol=tolerance, atol=tolerance * 1e-4))
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has {size} bytes, at most {MAX_MANIFEST_BYTES} are allowed.")
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+        manifest = msgspec.convert(content, Manifest)
+        digest = digest_of(content)
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:
+        raise BundleError(f"{path} is not a manifest of format version {FORMAT_VERSION}: {error}") from error
+    if manifest.digest != digest:
+        raise BundleError(f"{path} was changed after it was written: its digest is not that of its content.")
+    if not valid_name(manifest.name):
+        raise BundleError(f"{path}: '{manifest.name}' is no bundle name; expected {_NAME.pattern}.")
+    if folder.name != manifest.folder_name:
+        raise BundleError(f"the folder is called '{folder.name}', its manifest says '{manifest.folder_name}'.")
+    if set(manifest.files) != set(FILES):
+        raise BundleError(f"{path} lists {sorted(manifest.files)}, expected {sorted(FILES)}.")
+    height, width, channels = manifest.input_shape
+    if min(height, width) < 1 or max(height, width) > 1 << 14 or channels not in {1, 3}:
+        raise BundleError(f"{path}: input shape {manifest.input_shape} is not (H, W, 1 or 3).")
+    if not np.isfinite(np.float32(manifest.threshold.value)):
+        raise BundleError(f"{path}: the threshold {manifest.threshold.value} is not a finite float32.")
+    return manifest
+
+
+def _check_archive(path: Path, members: frozenset[str]) -> None:
+    """Refuse an archive whose directory is not as expected, or that unpacks to far more than it weighs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise BundleError(f"{path} is not the archive that it should be: {error}") from error
+    names = {entry.filename for entry in entries}
+    if names != members or len(entries) != len(members):
+        raise BundleError(f"{path} holds {sorted(names)}, expected {sorted(members)}.")
+    unpacked = sum(entry.file_size for entry in entries)
+    limit = min(MAX_UNPACKED_BYTES, path.stat().st_size * MAX_UNPACK_RATIO + (1 << 20))
+    if unpacked > limit:
+        raise BundleError(f"{path} unpacks to {unpacked} bytes, at most {limit} are allowed for its size.")
+
+
+def _read_arrays(path: Path, expected: Mapping[str, type[np.generic]]) -> dict[str, NDArray[Any]]:
+    _check_archive(path, frozenset(f"{name}.npy" for name in expected))
+    try:
+        # A file object of our own: np.load leaves the file open when the archive is bad.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in expected}
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, zipfile.error) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    for name, kind in expected.items():
+        array = arrays[name]
+        if array.ndim != 1 or array.dtype != np.dtype(kind):
+            raise BundleError(f"{path}: {name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} (n,).")
+        if array.dtype == np.float32 and not np.all(np.isfinite(array)):
+            raise BundleError(f"{path}: {name} holds values that are not finite.")
+    return arrays
+
+
+def _read_calibration(path: Path) -> Calibration:
+    arrays = _read_arrays(
+        path,
+        {
+            "scores": np.float32,
+            "errors": np.float32,
+            "evaluation_scores": np.float32,
+            "evaluation_errors": np.float32,
+            "evaluation_labels": np.bool_,
+        },
+    )
+    if len(arrays["scores"]) == 0 or len(arrays["scores"]) != len(arrays["errors"]):
+        raise BundleError(f"{path}: expected as many errors as scores, and at least one.")
+    if len({len(arrays[f"evaluation_{part}"]) for part in ("scores", "errors", "labels")}) != 1:
+        raise BundleError(f"{path}: the evaluation's arrays differ in length.")
+    return Calibration(**arrays)
+
+
+def _read_golden(path: Path) -> Golden:
+    arrays = _read_arrays(path, {"data": np.uint8, "lengths": np.int64, "scores": np.float32, "errors": np.float32})
+    lengths, data = arrays["lengths"], arrays["data"]
+    if not 0 < len(lengths) == len(arrays["scores"]) == len(arrays["errors"]):
+        raise BundleError(f"{path}: expected as many images as scores and errors, and at least one.")
+    if np.any(lengths < 0) or int(lengths.sum()) != len(data):
+        raise BundleError(f"{path}: the images' lengths do not add up to its data.")
+    ends = np.cumsum(lengths)
+    images = tuple(data[end - length : end].tobytes() for end, length in zip(ends, lengths, strict=True))
+    return Golden(images, arrays["scores"], arrays["errors"])

@@ -1,0 +1,336 @@
+"""The scoring thread: records in, answers out. It never touches Kafka.
+
+    inbox ──▶ Batcher ──▶ decode ──▶ score ──▶ judge ──▶ outbox
+                             │          │
+                             └──────────┴─▶ rejections: what cannot be read, or the model refuses
+
+Rules: every record of a batch is answered exactly once, whatever its neighbours do; a batch that the model
+refuses is bisected until the culprit stands alone; before any image is blamed, the golden images must score
+correctly, or the scorer itself is broken and nothing is answered. An exception ends the thread and travels to
+the I/O thread through the outbox: a dead thread is never survived in silence.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.core.batching import Batch, Batcher, Chunk
+from worker.core.errors import Reason, Unreadable
+from worker.core.images import ImageSpec, decode_into
+from worker.core.offsets import Part
+from worker.core.progress import Progress
+from worker.core.records import OutRecord, SourceRecord, header
+from worker.core.verdicts import (
+    VERDICT_VERSION,
+    Judge,
+    Verdict,
+    record_id,
+    source_position,
+    unreadable_verdict,
+)
+from worker.ports import Clock, Scorer, Telemetry
+
+# How long the thread waits for work before it reports that it is alive.
+IDLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a bundle gives to the scoring thread; replaced as one."""
+
+    scorer: Scorer
+    judge: Judge
+    spec: ImageSpec
+    golden_check: Callable[[], None]
+
+
+class Answers(NamedTuple):
+    """A batch, answered.
+
+    Attributes:
+        parts: the records, by partition.
+        verdicts: one per record, in the order of the parts' records.
+        rejections: why, by the index of each record that is to be dead-lettered.
+        model_version: of the bundle that judged.
+        taken: how many records this batch took from the inbox, those of ended leases included.
+    """
+
+    parts: Sequence[Part]
+    verdicts: Sequence[OutRecord]
+    rejections: dict[int, Unreadable]
+    model_version: str
+    taken: int
+
+
+class Answerer:
+    """Turns a batch of records into answers. Not thread-safe.
+
+    Args:
+        model: what scores and judges.
+        output_topic: where verdicts go.
+        stream_of: names the stream (camera, line) of a record.
+        carry_headers: names of input headers that the verdict repeats.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        output_topic: str,
+        stream_of: Callable[[SourceRecord], str],
+        carry_headers: Collection[str],
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._model = model
+        self._output_topic = output_topic
+        self._stream_of = stream_of
+        self._carry = frozenset(carry_headers)
+        self._clock = clock
+        self._telemetry = telemetry
+        self._encode = msgspec.json.Encoder().encode
+        spec = model.spec
+        shape = (model.scorer.batch_capacity, spec.height, spec.width, spec.channels)
+        self._images = np.zeros(shape, np.uint8)
+
+    def answer(self, batch: Batch) -> Answers:
+        """Answer every record of the batch.
+
+        Raises:
+            ScorerBroken: the golden images no longer score as they did.
+        """
+        if not batch.parts:
+            return Answers((), (), {}, self._model.judge.model.version, batch.taken)
+        began = self._clock.monotonic()
+        records: list[SourceRecord] = []
+        rejections: dict[int, Unreadable] = {}
+        json_ids: dict[int, str] = {}
+        readable: list[int] = []
+        for part in batch.parts:
+            for record in part.records:
+                index = len(records)
+                records.append(record)
+                try:
+                    json_id = self._decode(record, part.unreadable_until, self._images[len(readable)])
+                except Unreadable as rejection:
+                    rejections[index] = rejection
+                    continue
+                readable.append(index)
+                if json_id is not None:
+                    json_ids[index] = json_id
+        decoded = self._clock.monotonic()
+        scores, errors = self._score(self._images, readable, rejections)
+        scored = self._clock.monotonic()
+        verdicts = self._verdicts(records, readable, rejections, json_ids, scores, errors)
+        self._telemetry.batch(
+            records=len(records),
+            wait_s=began - batch.oldest,
+            decode_s=decoded - began,
+            inference_s=scored - decoded,
+        )
+        return Answers(batch.parts, verdicts, rejections, self._model.judge.model.version, batch.taken)
+
+    def _decode(self, record: SourceRecord, unreadable_until: int | None, out: NDArray[np.uint8]) -> str | None:
+        if unreadable_until is not None:
+            raise Unreadable(
+                Reason.CORRUPT_RECORD,
+                f"Kafka could not read the records from offset {record.offset} up to {unreadable_until}.",
+            )
+        headers = record.headers
+        content_type = header(headers, "content-type") if headers else None
+        json_id, _ = decode_into(
+            record.value,
+            content_type.decode(errors="replace") if content_type is not None else None,
+            self._model.spec,
+            out,
+        )
+        return json_id
+
+    def _score(
+        self, images: NDArray[np.uint8], readable: list[int], rejections: dict[int, Unreadable]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score the first len(readable) images; what has no finite score moves from readable to rejections."""
+        count = len(readable)
+        if count == 0:
+            return np.empty(0, np.float32), np.empty(0, np.float32)
+        refused: dict[int, Unreadable] = {}
+        try:
+            scores, errors = self._model.scorer.score(images, count)
+        except Exception as error:  # noqa: BLE001 - a model raises whatever its backend raises
+            self._model.golden_check()
+            scores, errors = np.empty(count, np.float32), np.empty(count, np.float32)
+            scratch = np.zeros_like(images)
+            self._bisect(images, range(count), scratch, scores, errors, refused, error)
+        finite = np.isfinite(scores) & np.isfinite(errors)
+        suspects = [slot for slot in np.flatnonzero(~finite).tolist() if slot not in refused]
+        if suspects:
+            self._model.golden_check()
+            for slot in suspects:
+                refused[slot] = Unreadable(
+                    Reason.NON_FINITE_SCORE,
+                    f"expected a finite score, the model gave score {scores[slot]} and error {errors[slot]}.",
+                )
+        if not refused:
+            return scores, errors
+        rejections.update({readable[slot]: rejection for slot, rejection in refused.items()})
+        kept = [slot for slot in range(count) if slot not in refused]
+        readable[:] = [readable[slot] for slot in kept]
+        return scores[kept], errors[kept]
+
+    def _bisect(
+        self,
+        images: NDArray[np.uint8],
+        slots: range,
+        scratch: NDArray[np.uint8],
+        scores: NDArray[np.float32],
+        errors: NDArray[np.float32],
+        refused: dict[int, Unreadable],
+        cause: Exception,
+    ) -> None:
+        """Halve `slots`, which the model refused together, until each culprit stands alone."""
+        if len(slots) == 1:
+            refused[slots[0]] = Unreadable(
+                Reason.MODEL_REFUSED, f"the model refuses this image: {type(cause).__name__}: {cause}"
+            )
+            scores[slots[0]] = errors[slots[0]] = np.nan
+            return
+        middle = len(slots) // 2
+        for half in (slots[:middle], slots[middle:]):
+            scratch[: len(half)] = images[half.start : half.stop]
+            try:
+                part = self._model.scorer.score(scratch, len(half))
+            except Exception as error:  # noqa: BLE001 - see _score
+                self._bisect(images, half, scratch, scores, errors, refused, error)
+            else:
+                scores[half.start : half.stop], errors[half.start : half.stop] = part
+
+    def _verdicts(
+        self,
+        records: list[SourceRecord],
+        readable: list[int],
+        rejections: dict[int, Unreadable],
+        json_ids: dict[int, str],
+        scores: NDArray[np.float32],
+        errors: NDArray[np.float32],
+    ) -> list[OutRecord]:
+        judge = self._model.judge
+        judged = judge.judge(scores, errors)
+        now_ms = self._clock.now_ms()
+        threshold = float(judge.threshold)
+        slot_of = dict(zip(readable, range(len(readable)), strict=True))
+        streams: list[str] = []
+        out: list[OutRecord] = []
+        for index, record in enumerate(records):
+            identity = record_id(record, json_ids.get(index))
+            stream = self._stream_of(record)
+            slot = slot_of.get(index)
+            if slot is None:
+                rejection = rejections[index]
+                verdict = unreadable_verdict(
+                    record,
+                    identity=identity,
+                    stream=stream,
+                    reason=rejection.reason,
+                    judge=judge,
+                    scored_at_ms=now_ms,
+                )
+                self._telemetry.unreadable(stream, rejection.reason)
+            else:
+                streams.append(stream)
+                verdict = Verdict(
+                    VERDICT_VERSION,
+                    identity,
+                    stream,
+                    "judged",
+                    None,
+                    source_position(record),
+                    judge.model,
+                    judged.scores[slot],
+                    judged.errors[slot],
+                    threshold,
+                    judged.anomalies[slot],
+                    judged.p_values[slot],
+                    None,
+                    now_ms,
+                )
+            headers = (
+                [(k, v) for k, v in record.headers if k in self._carry and v is not None] if record.headers else []
+            )
+            out.append(OutRecord(self._output_topic, record.partition, record.key, self._encode(verdict), headers))
+        self._telemetry.scored(streams, scores, errors, judged.anomalies)
+        return out
+
+
+class ScoringThread:
+    """Runs an Answerer on a thread of its own, between two queues.
+
+    The queues are not bounded themselves: the I/O thread stops handing over when too much is in flight.
+    """
+
+    def __init__(self, answerer: Answerer, batcher: Batcher, clock: Clock, progress: Progress) -> None:
+        self._answerer = answerer
+        self._batcher = batcher
+        self._clock = clock
+        self._progress = progress
+        self._inbox: SimpleQueue[Chunk | None] = SimpleQueue()
+        self._outbox: SimpleQueue[Answers | BaseException] = SimpleQueue()
+        # A daemon: a model call that never returns must not keep a stopped process alive.
+        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, chunk: Chunk) -> None:
+        """Hand over a chunk."""
+        self._inbox.put(chunk)
+
+    def get(self, timeout_s: float) -> Answers | None:
+        """The next answered batch, waiting up to `timeout_s` seconds.
+
+        Raises:
+            BaseException: whatever ended the thread.
+        """
+        try:
+            answers = self._outbox.get(timeout=timeout_s) if timeout_s > 0 else self._outbox.get_nowait()
+        except Empty:
+            return None
+        if isinstance(answers, BaseException):
+            raise answers
+        return answers
+
+    def stop(self, timeout_s: float) -> None:
+        """Ask the thread to end after the batch in work, and wait up to `timeout_s` seconds for it."""
+        self._inbox.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                now = self._clock.monotonic()
+                self._progress.done(now)
+                due = self._batcher.due_in(now)
+                try:
+                    chunk = (
+                        self._inbox.get(timeout=IDLE_S if due is None else due)
+                        if due != 0
+                        else self._inbox.get_nowait()
+                    )
+                except Empty:
+                    pass
+                else:
+                    if chunk is None:
+                        return
+                    self._batcher.add(chunk)
+                    continue
+                batch = self._batcher.take(self._clock.monotonic())
+                if batch is not None:
+                    self._outbox.put(self._answerer.answer(batch))
+        except BaseException as error:  # noqa: BLE001 - the I/O thread raises it again
+            self._outbox.put(error)
