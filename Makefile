@@ -29,3 +29,37 @@ lock: .venv/.installed  ## resolve the requirements files anew (versions and has
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-bootstrap.in -o requirements-bootstrap.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra training -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra training --group dev -c requirements.txt -o requirements-dev.txt
+
+.PHONY: demo
+demo: install  ## MNIST to verdicts: fit, start Kafka and the worker, feed 9,500 images, compare (KEEP=1: go on until Ctrl-C)
+	@$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)
+
+.PHONY: fit
+fit: install  ## fit the default model on the sample and write a bundle to build/bundles
+	@$(BIN)/reconstream-train fit
+
+.PHONY: test
+test: check  ## everything: check, then all tests, the integration tests against a real Apache Kafka
+	$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage report --skip-covered --skip-empty
+
+.PHONY: check
+check: install  ## format, lint, strict types, import contracts; no tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: install  ## format the code, and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: audit
+audit: install  ## look for known vulnerabilities in what the lock files name
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.txt
+
+.PHONY: clean
+clean:  ## remove what the targets made, .venv and build included
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

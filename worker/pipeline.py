@@ -22,6 +22,7 @@ import random
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from worker.core.dead_letters import dead_letter
 from worker.core.errors import DeliveryFailed, ExitCode, TooManyDeadLetters
 from worker.core.offsets import Ledger, Part
 from worker.core.progress import Progress
-from worker.core.records import OutRecord, SourceRecord, TopicPartition
+from worker.core.records import OutRecord, TopicPartition
 from worker.ports import Clock, Polled, Publisher, RecordRefused, Source, Telemetry
 from worker.scoring import Answers, ScoringThread
 
@@ -42,8 +43,6 @@ IDLE_POLL_S = 0.1
 STATE_INTERVAL_S = 1.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LIMIT_S = 5.0
-# A record's headers, key and the letter's own headers, beside its value.
-LETTER_OVERHEAD_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,6 @@ class Limits:
         max_poll_records: the most that one poll brings.
         max_in_flight_records, max_in_flight_bytes: between poll and commit; the bytes may be exceeded by one
             poll's.
-        max_letter_bytes: a dead letter larger than this is written without its value.
         commit_interval_s: the longest that an acknowledged position waits for its commit.
         drain_timeout_s: how long a stop may take.
         max_dead_letter_ratio: of the last dead_letter_window records; None = any.
@@ -63,7 +61,6 @@ class Limits:
     max_poll_records: int
     max_in_flight_records: int
     max_in_flight_bytes: int
-    max_letter_bytes: int
     commit_interval_s: float
     drain_timeout_s: float
     max_dead_letter_ratio: float | None = None
@@ -182,24 +179,20 @@ class Pipeline:
             rejection = answers.rejections.get(first + offset_in_part)
             if rejection is None:
                 continue
-            letters.append(
-                dead_letter(
-                    record,
-                    topic=self._dead_letter_topic,
-                    reason=rejection.reason,
-                    message=rejection.message,
-                    worker_version=self._worker_version,
-                    model_version=answers.model_version,
-                    with_value=self._fits(part.lease.partition, record),
-                    corrupt_until=part.unreadable_until,
-                )
+            letter = partial(
+                dead_letter,
+                record,
+                topic=self._dead_letter_topic,
+                reason=rejection.reason,
+                message=rejection.message,
+                worker_version=self._worker_version,
+                model_version=answers.model_version,
+                corrupt_until=part.unreadable_until,
             )
+            whole = letter()
+            refused = (part.lease.partition, record.offset) in self._oversize or not self._publisher.accepts(whole)
+            letters.append(letter(with_value=False) if refused else whole)
         return letters
-
-    def _fits(self, partition: TopicPartition, record: SourceRecord) -> bool:
-        size = len(record.value or b"") + len(record.key or b"") + LETTER_OVERHEAD_BYTES
-        size += sum(len(name) + len(value or b"") for name, value in record.headers)
-        return size <= self._limits.max_letter_bytes and (partition, record.offset) not in self._oversize
 
     def _settle(self) -> None:
         try:
@@ -326,6 +319,7 @@ class Pipeline:
             in_flight_records=self._ledger.records,
             in_flight_bytes=self._ledger.bytes,
             paused=self._paused,
+            assigned=len(self._source.assignment()),
             lag=self._source.lag(),
         )
 

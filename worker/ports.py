@@ -94,6 +94,10 @@ class RecordRefused(Exception):  # noqa: N818 - it names Kafka's answer
 class Publisher(Protocol):
     """Where verdicts and dead letters go."""
 
+    def accepts(self, record: OutRecord) -> bool:
+        """Whether the record's topic may take it, by its size. False is certain, True is not."""
+        ...
+
     def send(self, records: Sequence[OutRecord]) -> Ticket:
         """Send without waiting. Records of a partition keep their order.
 
@@ -176,9 +180,15 @@ class Telemetry(Protocol):
         ...
 
     def state(
-        self, *, in_flight_records: int, in_flight_bytes: int, paused: bool, lag: dict[TopicPartition, int]
+        self,
+        *,
+        in_flight_records: int,
+        in_flight_bytes: int,
+        paused: bool,
+        assigned: int,
+        lag: dict[TopicPartition, int],
     ) -> None:
-        """Where the I/O thread stands; called about once a second."""
+        """Where the I/O thread stands; called about once a second. `assigned` is a number of partitions."""
         ...
 
     def rebalanced(self, revoked: int) -> None:

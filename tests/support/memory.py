@@ -167,8 +167,12 @@ class MemoryPublisher:
         self.failures: deque[Exception] = deque()
         self.hold = False
         self.refuse_above: int | None = None
+        self.known_limit: int | None = None
         self.rebuilds = 0
         self._held: list[MemoryTicket] = []
+
+    def accepts(self, record: OutRecord) -> bool:
+        return self.known_limit is None or len(record.value or b"") <= self.known_limit
 
     def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
         if self.failures:

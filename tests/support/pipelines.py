@@ -54,7 +54,6 @@ def limits(**changes: Any) -> Limits:
         "max_poll_records": 16,
         "max_in_flight_records": 64,
         "max_in_flight_bytes": 1 << 20,
-        "max_letter_bytes": 1 << 20,
         "commit_interval_s": 0.05,
         "drain_timeout_s": 10,
     }

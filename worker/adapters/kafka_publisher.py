@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
+import lz4.frame
 from kafka import KafkaProducer
 from kafka.errors import (
     AuthorizationError,
@@ -31,6 +32,9 @@ MAX_BLOCK_MS = 5_000
 # Small batches leave at once under light load, and fill under heavy load.
 LINGER_MS = 2
 BATCH_BYTES = 256 << 10
+# Of a batch with one record, and of each of its headers: the most that Kafka's format adds.
+RECORD_OVERHEAD_BYTES = 128
+HEADER_OVERHEAD_BYTES = 10
 # Headers and key come on top of the largest message's value.
 REQUEST_OVERHEAD_BYTES = 1 << 20
 
@@ -66,12 +70,28 @@ class KafkaPublisher:
     Args:
         options: how to reach Kafka, as kafka-python names it.
         max_message_bytes: of a record's value.
+        topic_limits: `max.message.bytes` by topic, where it is known.
     """
 
-    def __init__(self, options: Mapping[str, object], *, max_message_bytes: int) -> None:
+    def __init__(
+        self, options: Mapping[str, object], *, max_message_bytes: int, topic_limits: Mapping[str, int]
+    ) -> None:
         self._options = dict(options)
         self._max_request_size = max_message_bytes + REQUEST_OVERHEAD_BYTES
+        self._topic_limits = topic_limits
         self._producer: KafkaProducer | None = None
+
+    def accepts(self, record: OutRecord) -> bool:
+        """See worker.ports.Publisher. A topic's limit is on the compressed size."""
+        value = record.value or b""
+        others = RECORD_OVERHEAD_BYTES + len(record.key or b"")
+        others += sum(len(name) + len(content) + HEADER_OVERHEAD_BYTES for name, content in record.headers)
+        limit = self._topic_limits.get(record.topic)
+        if others + len(value) > self._max_request_size:
+            return False
+        if limit is None or others + len(value) <= limit:
+            return True
+        return others + len(lz4.frame.compress(value)) <= limit
 
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
         """See worker.ports.Publisher."""

@@ -9,6 +9,7 @@ Import this module lazily: it takes seconds, because it imports Keras. Call sele
 
 import hashlib
 import os
+import platform
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,10 @@ def select_backend(name: str) -> None:
     """
     if name not in BACKENDS:
         raise BundleError(f"the bundle wants the Keras backend '{name}'; known are {', '.join(BACKENDS)}.")
-    # TensorFlow writes start-up notices past every logging system; errors still appear.
+    # TensorFlow writes start-up notices past every logging system; errors still appear. Saying that oneDNN is
+    # wanted, which is the default, spares the notice about it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if "keras" in sys.modules:
         import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
 
@@ -122,8 +125,8 @@ class KerasScorer:
         return self._shape
 
     @property
-    def device(self) -> str:
-        """The device that scores, as the backend names it."""
+    def device(self) -> tuple[str, str]:
+        """Kind (`CPU`, `GPU`) and name of the device that scores."""
         return _device()
 
     def warm_up(self) -> None:
@@ -231,28 +234,32 @@ def _compile_jax(model: Any) -> Callable[[NDArray[np.uint8]], list[NDArray[np.fl
     return run
 
 
-def _device() -> str:
+def _device() -> tuple[str, str]:
     import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
 
     if keras.backend.backend() == "jax":
         import jax  # noqa: PLC0415 - only with this backend
 
-        return str(jax.devices()[0])
+        device = jax.devices()[0]
+        return str(device.platform).upper(), str(device.device_kind)
     import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
 
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return "cpu"
-    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))
+        return "CPU", platform.processor() or platform.machine()
+    return "GPU", str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))
 
 
-def use_memory_growth() -> None:
-    """Let TensorFlow take GPU memory as it needs it; otherwise the first process takes all of it.
+def prepare_device() -> None:
+    """Set the selected backend up for serving, before the first model is loaded.
 
-    Call before the first model is loaded. Does nothing without a GPU.
+    On a GPU TensorFlow takes memory as it needs it, or the first process would take all of it; TF32 is off,
+    since its rounding is larger than the tolerance of float32.
     """
+    if os.environ.get("KERAS_BACKEND") != "tensorflow":
+        return
     import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
 
+    tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, enable=True)
-    tf.config.experimental.enable_tensor_float_32_execution(enabled=False)

@@ -1,0 +1,118 @@
+"""A test's own view of a real Kafka: feed a topic, read all of another, see what was committed."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import TopicPartition as ClientPartition
+
+from worker.adapters.kafka_publisher import KafkaPublisher
+from worker.adapters.kafka_source import KafkaSource
+from worker.core.records import OutRecord, Record
+from worker.ports import Publisher, Source
+
+
+@contextlib.contextmanager
+def closing(client: Any) -> Iterator[Any]:
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def produce(options: Mapping[str, object], records: Sequence[OutRecord], **more: object) -> None:
+    """Publish records and wait for their acknowledgements."""
+    with closing(KafkaProducer(**options, acks="all", max_request_size=64 << 20, **more)) as producer:
+        futures = [
+            producer.send(topic, value, key, headers, partition) for topic, partition, key, value, headers in records
+        ]
+        for future in futures:
+            future.get(timeout=30)
+
+
+def read_all(
+    options: Mapping[str, object], topic: str, at_least: int = 0, timeout_s: float = 30, settle_s: float = 0
+) -> list[Record]:
+    """Every committed record of a topic, by partition and offset, once there are at least so many.
+
+    `settle_s`: go on reading for so long after the last record, to see what should not come.
+    """
+    with closing(
+        KafkaConsumer(
+            **options, isolation_level="read_committed", auto_offset_reset="earliest", fetch_max_wait_ms=100
+        )
+    ) as consumer:
+        partitions = [ClientPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        consumer.assign(partitions)
+        ends = consumer.end_offsets(partitions)
+        records: list[Record] = []
+        empty = 0.0
+        waited = 0.0
+        while True:
+            polled = consumer.poll(timeout_ms=100)
+            for batch in polled.values():
+                records += [
+                    Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, r.headers) for r in batch
+                ]
+            if polled:
+                empty = 0.0
+                continue
+            empty += 0.1
+            waited += 0.1
+            reached = all(consumer.position(partition) >= end for partition, end in ends.items())
+            if len(records) >= at_least and reached and empty >= settle_s:
+                return sorted(records, key=lambda record: (record.partition, record.offset))
+            assert waited < timeout_s, f"{len(records)} of {at_least} records in {topic} after {timeout_s} s"
+
+
+def committed(options: Mapping[str, object], group: str, topic: str) -> dict[int, int]:
+    """A group's committed positions by partition; partitions without one are left out."""
+    with closing(KafkaAdminClient(**options)) as admin:
+        groups = admin.list_group_offsets([group])
+    return {
+        partition.partition: found.offset
+        for partition, found in groups[group].items()
+        if partition.topic == topic and found.offset >= 0
+    }
+
+
+class KafkaWorld:
+    """What tests/contract needs of a broker; see World there."""
+
+    def __init__(self, options: Mapping[str, object], input: str, output: str, letters: str, group: str) -> None:  # noqa: A002
+        self.options = options
+        self.input, self.output, self.letters, self.group = input, output, letters, group
+        self._closers: list[Callable[[], None]] = []
+
+    def feed(self, records: Sequence[OutRecord]) -> None:
+        produce(self.options, records)
+
+    def source(self, max_poll_records: int = 16) -> Source:
+        source = KafkaSource(
+            self.options,
+            topic=self.input,
+            group_id=self.group,
+            max_poll_records=max_poll_records,
+            max_message_bytes=1 << 20,
+        )
+        self._closers.append(source.close)
+        return source
+
+    def publisher(self) -> Publisher:
+        publisher = KafkaPublisher(self.options, max_message_bytes=1 << 20, topic_limits={})
+        self._closers.append(publisher.close)
+        return publisher
+
+    def answers(self, count: int) -> list[Record]:
+        return read_all(self.options, self.output, count)
+
+    def dead_letters(self, count: int) -> list[Record]:
+        return read_all(self.options, self.letters, count)
+
+    def committed(self) -> dict[int, int]:
+        return committed(self.options, self.group, self.input)
+
+    def close(self) -> None:
+        for close in self._closers:
+            close()

@@ -1,0 +1,375 @@
+"""What must be true of Kafka before the worker starts, found out with the admin client.
+
+Rules: everything that is wrong is found in one go; nothing is changed here but by create_topics(). Answers
+that say no for good (missing topic, no permission) are told apart from no answer at all.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.errors import (
+    AuthorizationError,
+    InvalidTopicError,
+    KafkaError,
+    NoError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from kafka.net.compat import KafkaNetClient
+
+from worker.core.errors import BundleError, ConfigurationError, KafkaRefused, KafkaUnreachable, ReconstreamError
+
+# A dead letter is its record and headers that say what was wrong.
+DEAD_LETTER_ROOM_BYTES = 64 << 10
+MAX_MESSAGE_BYTES = "max.message.bytes"
+# How the client's log begins to tell why it could not connect.
+FAILED = "Connection failed: "
+CLEANUP_POLICY = "cleanup.policy"
+
+ProblemKind = Literal["configuration", "bundle", "unreachable", "refused"]
+
+# In the order in which the first one decides the exit status.
+_ERRORS: Mapping[ProblemKind, type[ReconstreamError]] = {
+    "configuration": ConfigurationError,
+    "bundle": BundleError,
+    "unreachable": KafkaUnreachable,
+    "refused": KafkaRefused,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that must be mended before the worker can run: whose fault, and what to do."""
+
+    kind: ProblemKind
+    message: str
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic as it is; `max_message_bytes` and `cleanup_policy` are None where we may not see them."""
+
+    name: str
+    partitions: int
+    max_message_bytes: int | None
+    cleanup_policy: str | None
+
+
+def error_of(problems: Sequence[Problem]) -> ReconstreamError:
+    """One error for all of `problems` (at least one): of the kind that decides the exit status."""
+    kinds = {problem.kind for problem in problems}
+    cls = next(error for kind, error in _ERRORS.items() if kind in kinds)
+    return cls("\n".join(problem.message for problem in in_order(problems)))
+
+
+def in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems sorted by kind, in the order in which they decide the exit status."""
+    order = list(_ERRORS)
+    return sorted(problems, key=lambda problem: order.index(problem.kind))
+
+
+def inspect(
+    client_options: Mapping[str, object],
+    input_topic: str,
+    output_topic: str,
+    dead_letter_topic: str,
+    max_message_bytes: int,
+    timeout_s: float,
+) -> list[Problem]:
+    """Look for everything in Kafka that would keep the worker from running.
+
+    Args:
+        client_options: kafka-python's keyword arguments for the connection.
+        input_topic: where images come from.
+        output_topic: where verdicts go.
+        dead_letter_topic: where unreadable records go.
+        max_message_bytes: the worker's limit for one record.
+        timeout_s: how long to wait for Kafka to answer at all.
+
+    Returns:
+        the problems; none if the worker can start.
+    """
+    try:
+        with _admin(client_options, timeout_s) as admin:
+            states, problems = _describe(admin, (input_topic, output_topic, dead_letter_topic))
+    except KafkaUnreachable as error:
+        return [Problem("unreachable", str(error))]
+    except KafkaRefused as error:
+        return [Problem("refused", str(error))]
+    return problems + judge_topics(
+        states.get(input_topic), states.get(output_topic), states.get(dead_letter_topic), max_message_bytes
+    )
+
+
+def judge_topics(
+    source: TopicState | None, output: TopicState | None, letters: TopicState | None, max_message_bytes: int
+) -> list[Problem]:
+    """What is wrong with topics that exist; None for one that is missing or not to be seen.
+
+    Args:
+        source: input topic.
+        output: output topic.
+        letters: dead-letter topic.
+        max_message_bytes: the worker's limit for one record.
+    """
+    problems: list[Problem] = []
+    if source is None:
+        return problems
+    for topic, role in ((output, "output"), (letters, "dead-letter")):
+        if topic is not None and topic.partitions < source.partitions:
+            problems.append(
+                Problem(
+                    "refused",
+                    f"{role} topic '{topic.name}' has {topic.partitions} partitions, input topic '{source.name}' has "
+                    f"{source.partitions}; expected at least as many, because an answer goes to its record's "
+                    f"partition number. Add partitions to '{topic.name}'.",
+                )
+            )
+    if output is not None and output.cleanup_policy is not None and "compact" in output.cleanup_policy:
+        problems.append(
+            Problem(
+                "refused",
+                f"output topic '{output.name}' has {CLEANUP_POLICY}={output.cleanup_policy}: compaction removes all "
+                "verdicts of a key but the last. Expected delete.",
+            )
+        )
+    limit = source.max_message_bytes
+    if limit is None:
+        return problems
+    if max_message_bytes < limit:
+        problems.append(
+            Problem(
+                "configuration",
+                f"--max-message-bytes is {max_message_bytes}, input topic '{source.name}' accepts records of {limit} "
+                f"bytes ({MAX_MESSAGE_BYTES}); expected at least as much. Set --max-message-bytes {limit} or more.",
+            )
+        )
+    needed = limit + DEAD_LETTER_ROOM_BYTES
+    if letters is not None and letters.max_message_bytes is not None and letters.max_message_bytes < needed:
+        problems.append(
+            Problem(
+                "refused",
+                f"dead-letter topic '{letters.name}' accepts {letters.max_message_bytes} bytes, expected at least "
+                f"{needed}: those of input topic '{source.name}' and 64 KiB for the headers. "
+                f"Set {MAX_MESSAGE_BYTES}={needed} on '{letters.name}'.",
+            )
+        )
+    return problems
+
+
+def partition_count(client_options: Mapping[str, object], topic: str, timeout_s: float) -> int:
+    """How many partitions a topic has.
+
+    Raises:
+        KafkaUnreachable: nobody answered within `timeout_s` seconds.
+        KafkaRefused: the topic does not exist or may not be seen.
+    """
+    with _admin(client_options, timeout_s) as admin:
+        states, problems = _describe(admin, (topic,))
+    if problems:
+        raise error_of(problems)
+    return states[topic].partitions
+
+
+def topic_limits(client_options: Mapping[str, object], topics: Sequence[str], timeout_s: float) -> dict[str, int]:
+    """Per topic its `max.message.bytes`; topics whose configuration may not be seen are left out.
+
+    Raises:
+        KafkaUnreachable: nobody answered within `timeout_s` seconds.
+    """
+    with _admin(client_options, timeout_s) as admin:
+        states, _ = _describe(admin, topics)
+    return {name: state.max_message_bytes for name, state in states.items() if state.max_message_bytes is not None}
+
+
+def create_topics(
+    client_options: Mapping[str, object],
+    input_topic: str,
+    output_topic: str,
+    dead_letter_topic: str,
+    partitions: int,
+    replication_factor: int | None,
+    timeout_s: float,
+) -> list[str]:
+    """Create those of the three topics that are missing, and wait until they have leaders.
+
+    Args:
+        client_options: kafka-python's keyword arguments for the connection.
+        input_topic: where images come from.
+        output_topic: where verdicts go.
+        dead_letter_topic: where unreadable records go.
+        partitions: of the input topic, if it is missing; the others get as many as the input topic has.
+        replication_factor: None for the broker's default.
+        timeout_s: how long to wait for Kafka to answer at all, and for the leaders.
+
+    Returns:
+        names of the topics that were created.
+
+    Raises:
+        KafkaUnreachable: nobody answered.
+        KafkaRefused: a topic may not be created.
+    """
+    factor = -1 if replication_factor is None else replication_factor
+    created = []
+    with _admin(client_options, timeout_s) as admin:
+        for name in (input_topic, output_topic, dead_letter_topic):
+            states, _ = _describe(admin, (input_topic, name))
+            if name in states:
+                continue
+            source = states.get(input_topic)
+            configs = {}
+            if name == dead_letter_topic and source is not None and source.max_message_bytes is not None:
+                configs[MAX_MESSAGE_BYTES] = str(source.max_message_bytes + DEAD_LETTER_ROOM_BYTES)
+            topic = {
+                "num_partitions": partitions if source is None else source.partitions,
+                "replication_factor": factor,
+                "configs": configs,
+            }
+            if _create(admin, name, topic, int(timeout_s * 1000)):
+                created.append(name)
+    return created
+
+
+def _create(admin: KafkaAdminClient, name: str, topic: Mapping[str, object], timeout_ms: int) -> bool:
+    """Create a topic and wait for its leaders. False: another worker was quicker."""
+    try:
+        _ask(lambda: admin.create_topics({name: topic}), f"creating topic '{name}'")
+    except TopicAlreadyExistsError:
+        created = False
+    else:
+        created = True
+    _ask(lambda: admin.wait_for_topics([name], timeout_ms=timeout_ms), f"waiting for the leaders of topic '{name}'")
+    return created
+
+
+@contextmanager
+def _admin(client_options: Mapping[str, object], timeout_s: float) -> Iterator[KafkaAdminClient]:
+    """A connected admin client.
+
+    Raises:
+        KafkaUnreachable: it cannot connect.
+    """
+    timeout_ms = int(timeout_s * 1000)
+    clients: list[KafkaNetClient] = []
+
+    def network_client(**options: object) -> KafkaNetClient:
+        clients.append(KafkaNetClient(**options))
+        return clients[0]
+
+    try:
+        with _collected_log() as said:
+            admin = KafkaAdminClient(
+                **client_options,
+                bootstrap_timeout_ms=timeout_ms,
+                request_timeout_ms=max(timeout_ms, 1000),
+                kafka_client=network_client,
+            )
+    except (KafkaError, OSError) as error:
+        # The admin client starts its network thread before it connects, and leaves it running when it fails.
+        for client in clients:
+            client.close()
+            client._manager._net.stop()
+        raise KafkaUnreachable(_unreachable(client_options, timeout_s, said)) from error
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+@contextmanager
+def _collected_log() -> Iterator[list[str]]:
+    """Collects what the client logs instead of writing it: the causes, which its exception does not tell."""
+    said: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger, collector = logging.getLogger("kafka"), Collector(logging.WARNING)
+    propagate = logger.propagate
+    logger.addHandler(collector)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(collector)
+
+
+def _unreachable(client_options: Mapping[str, object], timeout_s: float, said: Sequence[str]) -> str:
+    servers = client_options["bootstrap_servers"]
+    names = ", ".join(servers) if isinstance(servers, list) else str(servers)
+    protocol = client_options.get("security_protocol", "PLAINTEXT")
+    failures = [line for line in said if line.startswith(FAILED)]
+    detail = f" ({failures[-1].removeprefix(FAILED)})" if failures else ""
+    # The client often says no more than "closed" for a wrong password, a wrong CA, and a broker that is down.
+    causes = {
+        "PLAINTEXT": "is the broker running, is the address right, does its listener really take PLAINTEXT?",
+        "SSL": "is the broker running, is the address right, is --kafka.ssl-ca-file the authority that signed its "
+        "certificate, does the certificate bear its host name?",
+        "SASL_PLAINTEXT": "is the broker running, is the address right, are --kafka.sasl-mechanism, "
+        "--kafka.sasl-username and the password?",
+        "SASL_SSL": "is the broker running, is the address right, are --kafka.sasl-mechanism, --kafka.sasl-username "
+        "and the password, is --kafka.ssl-ca-file the authority that signed its certificate?",
+    }
+    return (
+        f"no Kafka at {names} with security protocol {protocol} within {timeout_s:g} s{detail}. "
+        f"Likely causes: {causes.get(str(protocol), causes['SASL_SSL'])}"
+    )
+
+
+def _ask(question: Callable[[], Any], doing: str) -> Any:
+    """Ask Kafka something, and sort its refusals.
+
+    Raises:
+        KafkaRefused, KafkaUnreachable, TopicAlreadyExistsError
+    """
+    try:
+        return question()
+    except TopicAlreadyExistsError:
+        raise
+    except KafkaError as error:
+        if error.retriable:
+            raise KafkaUnreachable(f"Kafka stopped answering while {doing}: {error}") from error
+        raise KafkaRefused(f"Kafka refused {doing}: {error}") from error
+
+
+def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, TopicState], list[Problem]]:
+    """The topics that exist, by name, and what is wrong with the others."""
+    existing: dict[str, int] = {}
+    problems = []
+    for topic in _ask(lambda: admin.describe_topics(list(names)), "describing topics"):
+        name, kind = topic["name"], for_code(topic["error_code"])
+        if kind is NoError:
+            existing[name] = len(topic["partitions"])
+        elif kind in {UnknownTopicOrPartitionError, InvalidTopicError}:
+            problems.append(
+                Problem("refused", f"topic '{name}' does not exist. Create it, or let the worker: --create-topics.")
+            )
+        elif issubclass(kind, AuthorizationError):
+            problems.append(
+                Problem("refused", f"topic '{name}' may not be described by this user. Allow it (ACL DESCRIBE).")
+            )
+        else:
+            problems.append(Problem("unreachable", f"topic '{name}' is not available now: {kind.__name__}."))
+    configs: dict[str, dict[str, dict[str, Any]]] = {}
+    if existing:
+        resources = [
+            ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys((MAX_MESSAGE_BYTES, CLEANUP_POLICY)))
+            for name in existing
+        ]
+        answer = _ask(lambda: admin.describe_configs(resources, config_filter="all"), "reading topic settings")
+        configs = answer.get("topic", {})
+    states = {}
+    for name, partitions in existing.items():
+        # Without the permission to read a topic's settings the client gives none, and no error.
+        config = configs.get(name, {})
+        limit = config.get(MAX_MESSAGE_BYTES, {}).get("value")
+        policy = config.get(CLEANUP_POLICY, {}).get("value")
+        states[name] = TopicState(name, partitions, None if limit is None else int(limit), policy)
+    return states, problems
