@@ -158,7 +158,8 @@ def test_a_letter_that_kafka_refuses_for_its_size_goes_without_its_value(broker:
 def test_a_letter_known_to_be_too_large_costs_no_rebuild(broker: MemoryBroker) -> None:
     broker.append(OutRecord(IN, 0, b"k", b"x" * 5000, []))
     publisher = MemoryPublisher(broker)
-    with start(broker, MemorySource(broker, IN, 16), publisher, max_letter_bytes=4000) as worker:
+    publisher.known_limit = 4000
+    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
         wait_committed(broker, 1)
         worker.stop()
     [letter] = broker.topic(LETTERS)

@@ -5,6 +5,7 @@ that say no for good (missing topic, no permission) are told apart from no answe
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from worker.core.errors import BundleError, ConfigurationError, KafkaRefused, Ka
 DEAD_LETTER_ROOM_BYTES = 64 << 10
 MAX_MESSAGE_BYTES = "max.message.bytes"
 # How the client's log begins to tell why it could not connect.
-FAILED = "Connection failed: "
+FAILED = re.compile(r"Bootstrap connection to \S+ failed: (.*) \(backoff .*\)", re.DOTALL)
 CLEANUP_POLICY = "cleanup.policy"
 
 ProblemKind = Literal["configuration", "bundle", "unreachable", "refused"]
@@ -305,8 +306,8 @@ def _unreachable(client_options: Mapping[str, object], timeout_s: float, said: S
     servers = client_options["bootstrap_servers"]
     names = ", ".join(servers) if isinstance(servers, list) else str(servers)
     protocol = client_options.get("security_protocol", "PLAINTEXT")
-    failures = [line for line in said if line.startswith(FAILED)]
-    detail = f" ({failures[-1].removeprefix(FAILED)})" if failures else ""
+    failures = dict.fromkeys(found[1] for line in said if (found := FAILED.match(line)))
+    detail = f" ({'; '.join(failures)})" if failures else ""
     # The client often says no more than "closed" for a wrong password, a wrong CA, and a broker that is down.
     causes = {
         "PLAINTEXT": "is the broker running, is the address right, does its listener really take PLAINTEXT?",

@@ -7,11 +7,14 @@ for; what the manifest says of weights, backend and golden images is checked bef
 Import this module lazily: it takes seconds, because it imports Keras. Call select_backend() before.
 """
 
+import contextlib
 import hashlib
+import logging
 import os
 import platform
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,28 +24,51 @@ from worker.core.bundle import Bundle, scores_agree
 from worker.core.errors import BundleError, ScorerBroken
 from worker.core.images import decode
 
+log = logging.getLogger(__name__)
+
 SMALLEST_BATCH = 8
 BACKENDS = ("tensorflow", "jax")
 
 
 def select_backend(name: str) -> None:
-    """Choose Keras's backend, before the first import of keras in this process.
+    """Import Keras on a backend. Before anything else in this process imports it.
 
     Raises:
-        BundleError: the backend is unknown, or another one was imported already.
+        BundleError: the backend is unknown, or Keras runs on another one already.
     """
     if name not in BACKENDS:
         raise BundleError(f"the bundle wants the Keras backend '{name}'; known are {', '.join(BACKENDS)}.")
-    # TensorFlow writes start-up notices past every logging system; errors still appear. Saying that oneDNN is
-    # wanted, which is the default, spares the notice about it.
+    os.environ.setdefault("KERAS_BACKEND", name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    if "keras" in sys.modules:
+    with _notices_to_log():
         import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
 
-        if keras.backend.backend() != name:
-            raise BundleError(f"Keras already runs on '{keras.backend.backend()}', the bundle wants '{name}'.")
-    os.environ["KERAS_BACKEND"] = name
+    if keras.backend.backend() != name:
+        raise BundleError(
+            f"Keras runs on '{keras.backend.backend()}' in this process, the bundle wants '{name}'; "
+            "unset KERAS_BACKEND, or start another process."
+        )
+
+
+@contextlib.contextmanager
+def _notices_to_log() -> Iterator[None]:
+    """Log what libraries write to file descriptor 2 while they are imported.
+
+    TensorFlow writes notices there before any setting of its own can stop it; among JSON lines they would break
+    whatever reads the log.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            notices.seek(0)
+            for line in notices.read().decode(errors="replace").splitlines():
+                log.debug("while importing: %s", line)
 
 
 def batch_sizes(capacity: int) -> tuple[int, ...]:
@@ -206,9 +232,9 @@ def _compile(
     """A function of a padded batch, one trace per size, that returns the named outputs as arrays."""
     import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
 
-    pruned = keras.Model(model.inputs, [model.output[name] for name in outputs])
+    pruned = keras.Model(model.inputs, {name: model.output[name] for name in outputs})
     if keras.backend.backend() == "jax":
-        return _compile_jax(pruned)
+        return _compile_jax(pruned, outputs)
     import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
 
     function = tf.function(lambda image: pruned(image, training=False), autograph=False)
@@ -216,12 +242,13 @@ def _compile(
     traces = {size: function.get_concrete_function(tf.TensorSpec((size, *shape), tf.uint8)) for size in sizes}
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        return [tensor.numpy() for tensor in traces[len(images)](tf.constant(images))]
+        tensors = traces[len(images)](tf.constant(images))
+        return [tensors[name].numpy() for name in outputs]
 
     return run
 
 
-def _compile_jax(model: Any) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+def _compile_jax(model: Any, outputs: tuple[str, ...]) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
     import jax  # noqa: PLC0415 - only with this backend
 
     trainable = [variable.value for variable in model.trainable_variables]
@@ -229,7 +256,8 @@ def _compile_jax(model: Any) -> Callable[[NDArray[np.uint8]], list[NDArray[np.fl
     function = jax.jit(lambda images: model.stateless_call(trainable, fixed, images, training=False)[0])
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        return [np.asarray(array) for array in function(images)]
+        arrays = function(images)
+        return [np.asarray(arrays[name]) for name in outputs]
 
     return run
 
@@ -256,7 +284,9 @@ def prepare_device() -> None:
     On a GPU TensorFlow takes memory as it needs it, or the first process would take all of it; TF32 is off,
     since its rounding is larger than the tolerance of float32.
     """
-    if os.environ.get("KERAS_BACKEND") != "tensorflow":
+    import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
+
+    if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
 

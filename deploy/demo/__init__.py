@@ -1,0 +1,1 @@
+"""The whole system once through: fit, Kafka, worker, feed, verdicts, comparison."""

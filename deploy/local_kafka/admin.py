@@ -1,0 +1,153 @@
+"""What the cluster's owner asks of its brokers: topics, access rights, readiness.
+
+Rules: every call is bounded in time and closes its client; clients are bootstrapped only where something listens,
+because a kafka-python client that fails to bootstrap leaves its thread behind.
+"""
+
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ACL, ACLFilter, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.errors import KafkaError
+
+Resource = Literal["topic", "group", "transactional_id", "cluster"]
+REQUEST_TIMEOUT_S = 15.0
+POLL_S = 0.05
+PROBE_NAME = "local-kafka-ready"
+# A client waits this long for a coordinator that has just died before it asks for the new one.
+PROBE_TIMEOUT_MS = 2000
+
+
+def create_topics(bootstrap: str, topics: Mapping[str, tuple[int, Mapping[str, object]]]) -> None:
+    """Create topics, {name: (partitions, configuration)}, and wait until every partition has a leader.
+
+    The replication factor is the brokers' default.  Raises kafka.errors.TopicAlreadyExistsError, and other
+    KafkaErrors for a bad name or setting.
+    """
+    wanted = {
+        name: {"num_partitions": partitions, "configs": {key: str(value) for key, value in config.items()}}
+        for name, (partitions, config) in topics.items()
+    }
+    with admin_client(bootstrap) as admin:
+        admin.create_topics(wanted, wait_for_metadata=True)
+
+
+def list_topics(bootstrap: str) -> set[str]:
+    """Names of all topics."""
+    with admin_client(bootstrap) as admin:
+        return set(admin.list_topics())
+
+
+def allow_all(bootstrap: str, user: str) -> None:
+    """Let a user do everything with every topic, group, transactional id and the cluster."""
+    kinds: tuple[Resource, ...] = ("topic", "group", "transactional_id", "cluster")
+    with admin_client(bootstrap) as admin:
+        rules = [_rule(user, kind, "*" if kind != "cluster" else "kafka-cluster", allow=True) for kind in kinds]
+        _require(admin.create_acls(rules))
+
+
+def deny(bootstrap: str, user: str, kind: Resource, name: str) -> None:
+    """Deny a user everything on one resource; it wins over what is allowed."""
+    with admin_client(bootstrap) as admin:
+        _require(admin.create_acls([_rule(user, kind, name, allow=False)]))
+
+
+def undo_deny(bootstrap: str, user: str, kind: Resource, name: str) -> None:
+    """Take a denial back.  Raises KafkaError where there is none."""
+    rule = _rule(user, kind, name, allow=False)
+    pattern = ACLFilter(rule.principal, rule.host, rule.operation, rule.permission_type, rule.resource_pattern)
+    with admin_client(bootstrap) as admin:
+        [(_, removed, error)] = admin.delete_acls([pattern])
+    if not removed:
+        raise KafkaError(f"nothing denies {user} the {kind} {name!r} ({error.__name__})")
+
+
+def wait_ready(addresses: Mapping[int, str], deadline: float) -> None:
+    """Wait until these brokers, {node id: address}, and no others make the cluster, and groups and transactions work.
+
+    deadline: on time.monotonic().  Raises TimeoutError, KafkaError or OSError when it passes.
+    """
+    for address in addresses.values():
+        with admin_client(address, deadline) as admin:
+            _await_brokers(admin, set(addresses), deadline)
+    # Each call makes an internal topic exist and finds its coordinator.  Not send_offsets_to_transaction, in
+    # which kafka-python waits without a bound.
+    client = {
+        "bootstrap_servers": ",".join(addresses.values()),
+        "bootstrap_timeout_ms": _left_ms(deadline),
+        "request_timeout_ms": PROBE_TIMEOUT_MS,
+        "reconnect_backoff_max_ms": 1000,
+    }
+    producer = KafkaProducer(**client, transactional_id=PROBE_NAME, max_block_ms=_left_ms(deadline))
+    try:
+        producer.init_transactions()
+    finally:
+        producer.close(timeout=1)
+    consumer = KafkaConsumer(**client, group_id=PROBE_NAME, enable_auto_commit=False)
+    try:
+        consumer.committed(TopicPartition(PROBE_NAME, 0), timeout_ms=_left_ms(deadline))
+    finally:
+        consumer.close()
+
+
+def listens(address: str) -> bool:
+    """Whether something accepts connections there."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@contextmanager
+def admin_client(bootstrap: str, deadline: float | None = None) -> Iterator[Any]:
+    """An administration client that is closed afterwards.  deadline: of bootstrapping, on time.monotonic()."""
+    bound_ms = _left_ms(time.monotonic() + REQUEST_TIMEOUT_S if deadline is None else deadline)
+    client = KafkaAdminClient(
+        bootstrap_servers=bootstrap,
+        bootstrap_timeout_ms=bound_ms,
+        request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
+        reconnect_backoff_max_ms=1000,
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _await_brokers(admin: Any, expected: set[int], deadline: float) -> None:
+    """Ask until exactly these brokers serve.  Questions fail meanwhile: the client may pick a node that has died."""
+    found: object
+    while True:
+        try:
+            found = _brokers(admin)
+        except KafkaError as error:
+            found = error
+        if found == expected:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"expected nodes {sorted(expected)} to serve, got {found!r}")
+        time.sleep(POLL_S)
+
+
+def _brokers(admin: Any) -> set[int]:
+    """Ids of the brokers that serve; a fenced one is known but does not."""
+    return {b["broker_id"] for b in admin.describe_cluster()["brokers"] if not b.get("is_fenced", False)}
+
+
+def _rule(user: str, kind: Resource, name: str, *, allow: bool) -> Any:
+    permission = ACLPermissionType.ALLOW if allow else ACLPermissionType.DENY
+    pattern = ResourcePattern(ResourceType[kind.upper()], name)
+    return ACL(f"User:{user}", "*", ACLOperation.ALL, permission, pattern)
+
+
+def _require(result: Mapping[str, Sequence[Any]]) -> None:
+    if result["failed"]:
+        raise KafkaError(f"access rules were refused: {result['failed']}")
+
+
+def _left_ms(deadline: float) -> int:
+    return max(1000, int((deadline - time.monotonic()) * 1000))

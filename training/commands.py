@@ -1,0 +1,293 @@
+"""What the subcommands do.
+
+Keras, matplotlib, scikit-learn and SciPy are imported inside the functions that need them: they take seconds,
+which `--help`, `inspect` and a wrong setting must not wait for, and Keras only after its backend is chosen.
+"""
+# ruff: noqa: PLC0415 - see above
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from training.settings import Evaluate, Fit, Inspect
+from worker.core.bundle import CURRENT, REPORT, Bundle, Manifest, read_bundle
+from worker.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from training.evaluate import Judged
+
+BACKEND = "tensorflow"
+
+
+def fit(settings: Fit, console: Console) -> Path:
+    """Fit, calibrate, evaluate, write the bundle.
+
+    Returns:
+        the bundle's folder.
+
+    Raises:
+        ConfigurationError: settings or data are wrong.
+        BundleError: what was written does not verify.
+    """
+    from training.data import load
+
+    _check_output(settings.output)
+    dataset = load(
+        settings.data,
+        normal=settings.normal,
+        calibration_size=settings.calibration_size,
+        seed=settings.seed,
+        size=(settings.height, settings.width) if settings.height and settings.width else None,
+        channels=settings.channels,
+        max_unreadable=settings.max_unreadable,
+    )
+    for line in dataset.skipped:
+        console.print(f"skipped {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
+    method = settings.threshold_method.replace("-", "_")
+    if method == "percentile":
+        from training.calibrate import check_percentile
+
+        check_percentile(len(dataset.calibration), settings.percentile)  # before the fit, not after it
+
+    from worker.adapters.keras_scorer import KerasScorer, prepare_device, select_backend
+
+    select_backend(BACKEND)
+    prepare_device()
+    import keras
+
+    from training import export, model, report
+    from training.calibrate import fit_threshold
+    from training.evaluate import judge_thresholds
+    from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
+    from training.progress import show_progress
+
+    keras.utils.set_random_seed(settings.seed)
+    autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size)
+    compile_autoencoder(autoencoder, settings.learning_rate)
+    steps = steps_per_epoch(len(dataset.fit), settings.batch_size)
+    if not settings.quiet:
+        # Validation has no backward pass: a third of a step's work.
+        validation = steps_per_epoch(len(dataset.calibration), settings.batch_size) / 3
+        each = seconds_per_step(autoencoder, dataset.fit, settings.batch_size)
+        expected = settings.epochs * (steps + validation) * each
+        console.print(
+            f"Fitting {len(dataset.fit):,} normal images ({escape(dataset.normal)} of {escape(dataset.source)}) for "
+            f"{settings.epochs} epochs of {steps} steps: about {in_words(expected)} on this machine.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    with show_progress(console, epochs=settings.epochs, steps=steps, quiet=settings.quiet) as progress:
+        history = fit_autoencoder(
+            autoencoder,
+            dataset.fit,
+            dataset.calibration,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            progress=progress,
+        )
+    scorer_model = model.build_scorer(autoencoder)
+    scorer = KerasScorer(scorer_model)
+    calibration = export.calibrate_scores(scorer, dataset)
+    threshold = fit_threshold(method, calibration.scores, percentile=settings.percentile, k=settings.k)
+    judged = judge_thresholds(calibration, threshold, percentile=settings.percentile, k=settings.k)
+    training: dict[str, Any] = {
+        "optimizer": "adam",
+        "learning_rate": settings.learning_rate,
+        "loss": "mse",
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "latent_size": settings.latent_size,
+        "percentile": settings.percentile,
+        "k": settings.k,
+        "parameters": autoencoder.count_params(),
+        "device": " ".join(scorer.device),
+        "fit_seconds": round(history.seconds, 1),
+    }
+    name = settings.name or dataset.suggested_name
+    page = report.render_report(
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dataset=dataset,
+        calibration=calibration,
+        judged=judged,
+        history=history,
+        training=training,
+        versions=export.versions(),
+        reconstruct=scorer.reconstruct,
+    )
+    bundle = export.write_bundle(
+        settings.output,
+        name=name,
+        scorer_model=scorer_model,
+        dataset=dataset,
+        threshold=threshold,
+        calibration=calibration,
+        golden=export.golden_images(scorer, dataset),
+        training={**training, "loss_history": history.loss, "validation_loss_history": history.validation_loss},
+        report=page,
+    )
+    folder = settings.output / bundle.folder.name
+    show_thresholds(console, judged)
+    console.print(f"fitted in {in_words(history.seconds)}", highlight=False, soft_wrap=True)
+    for what, path in (("bundle", folder), ("report", folder / REPORT), ("link", settings.output / CURRENT)):
+        console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)
+    return folder
+
+
+def evaluate(settings: Evaluate, console: Console) -> None:
+    """Show, and write, the numbers of a bundle's report, after its golden images scored as they did.
+
+    Raises:
+        BundleError: the bundle is damaged, or its golden images score differently.
+        ConfigurationError: the JSON file cannot be written.
+    """
+    bundle = read_bundle(settings.bundle)
+    from worker.adapters.keras_scorer import KerasScorer, prepare_device, select_backend
+
+    select_backend(bundle.manifest.serving.backend)
+    prepare_device()
+    KerasScorer.load(bundle)  # scores the golden images
+    from training.evaluate import judge_bundle
+
+    judged = judge_bundle(bundle.manifest, bundle.calibration)
+    console.print(
+        f"{bundle.manifest.folder_name}: all files verified, golden images score as they did.", soft_wrap=True
+    )
+    show_thresholds(console, judged)
+    if settings.json_file is not None:
+        text = json.dumps(numbers(bundle, judged), indent=2, allow_nan=False)
+        try:
+            settings.json_file.parent.mkdir(parents=True, exist_ok=True)
+            settings.json_file.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"json (--json): '{settings.json_file}' cannot be written: {error}.") from error
+
+
+def inspect(settings: Inspect, console: Console) -> None:
+    """Show a bundle's manifest.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+    bundle = read_bundle(settings.bundle)
+    table = Table(title=escape(str(bundle.folder)), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _facts(bundle.manifest):
+        table.add_row(key, escape(value))
+    console.print(table)
+
+
+def numbers(bundle: Bundle, judged: Sequence["Judged"]) -> dict[str, Any]:
+    """The evaluation as JSON values: the bundle, and for each threshold its fit, `chosen` and its figures."""
+    return {
+        "name": bundle.manifest.name,
+        "version": bundle.manifest.version,
+        "digest": bundle.manifest.digest,
+        "calibration": len(bundle.calibration.scores),
+        "evaluation": len(bundle.calibration.evaluation_scores),
+        "thresholds": [msgspec.to_builtins(item) for item in judged],
+    }
+
+
+def show_thresholds(console: Console, judged: Sequence["Judged"]) -> None:
+    """A table of thresholds and what they do."""
+    from training.calibrate import in_words as method_in_words
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("threshold", no_wrap=True)
+    for heading in ("value", "TP", "TN", "FP", "FN", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for item in judged:
+        name = method_in_words(item.fit.method, item.fit.parameters) + (" *" if item.chosen else "")
+        found = item.evaluation
+        figures = (
+            [*map(str, (found.tp, found.tn, found.fp, found.fn))]
+            + [f"{ratio:.4f}" for ratio in (found.precision, found.recall, found.f1)]
+            if found
+            else ["-"] * 7
+        )
+        table.add_row(name, f"{item.fit.value:.6g}", *figures, style="bold" if item.chosen else None)
+    console.print(table)
+    console.print("* in force", highlight=False)
+    for item in judged:
+        if item.fit.interval:
+            low, high = (f"{100 * limit:.1f} %" for limit in item.fit.interval)
+            console.print(
+                f"{method_in_words(item.fit.method, item.fit.parameters)} of {item.fit.n} images: with 95 % "
+                f"confidence {low} to {high} of normal images raise a false alarm.",
+                highlight=False,
+                soft_wrap=True,
+            )
+    best = next(item.evaluation for item in judged if item.chosen)
+    if best is None:
+        console.print("The data has no anomalies: nothing can be said about how many are found.", soft_wrap=True)
+    elif best.auroc is not None and best.average_precision is not None:
+        console.print(
+            f"AUROC {best.auroc:.4f}, average precision {best.average_precision:.4f}", highlight=False, soft_wrap=True
+        )
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: "45 s", "1 min 20 s", "2 h 5 min"."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _check_output(output: Path) -> None:
+    """Find out before the fit, not after it, that nothing can be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"output (--output): '{output}' cannot be made a folder: {error}.") from error
+    current = output / CURRENT
+    if not os.access(output, os.W_OK) or (current.exists() and not current.is_symlink()):
+        raise ConfigurationError(
+            f"output (--output): '{output}' was given; expected a folder that can be written to, in which "
+            f"'{CURRENT}' is a link or missing."
+        )
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    data, threshold, training = manifest.data, manifest.threshold, manifest.training
+    facts = [
+        ("name", manifest.name),
+        ("version", manifest.version),
+        ("digest", manifest.digest),
+        ("created", manifest.created),
+        ("input", " x ".join(map(str, manifest.input_shape)) + (", files resized" if manifest.resize else "")),
+        ("score", f"{manifest.score.name}, pooled by {manifest.score.pooling}"),
+        ("serving", f"{manifest.serving.precision} on {manifest.serving.backend}"),
+        ("threshold", f"{threshold.value:.9g}"),
+        ("threshold method", ", ".join([threshold.method, *(f"{k} {v:g}" for k, v in threshold.parameters.items())])),
+        ("threshold fitted", f"{threshold.fitted} on {threshold.n} images, {len(threshold.history)} earlier ones"),
+    ]
+    if threshold.interval:
+        low, high = threshold.interval
+        facts.append(("false-positive rate", f"{low:.4f} to {high:.4f} (95 %)"))
+    facts += [
+        ("data", f"{data.source}, normal: {data.normal}"),
+        ("images", f"{data.fit} fitted, {data.calibration} calibrated, {data.evaluation} evaluated"),
+        ("encodings", ", ".join(f"{key}: {count}" for key, count in data.codecs.items())),
+        ("sizes", ", ".join(f"{key}: {count}" for key, count in data.sizes.items())),
+        ("fingerprint", data.fingerprint),
+        ("training", ", ".join(f"{key} {value}" for key, value in training.items() if not isinstance(value, list))),
+        ("versions", ", ".join(f"{key} {value}" for key, value in manifest.versions.items())),
+        ("weights SHA-256", manifest.weights_sha256),
+    ]
+    return facts + [(f"{name} SHA-256", value) for name, value in manifest.files.items()]

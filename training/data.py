@@ -1,0 +1,265 @@
+"""Where images come from, and which of them fit, calibrate and evaluate.
+
+Rules: images are uint8 (N, H, W, C); only normal images fit and calibrate; calibration and evaluation images
+are never fitted on. A source with a test split keeps the tutorial's protocol: the training split's normal
+images fit, the first normal images of the test split calibrate, the rest of the test split evaluates. Any
+other source is split at random by the seed.
+"""
+
+import hashlib
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.folder import Pictures, read_folder
+from training.sample import SAMPLE
+from worker.core.bundle import TrainingData
+from worker.core.errors import ConfigurationError
+
+Images = NDArray[np.uint8]
+
+SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
+EVALUATION_SHARE = 0.2
+"""Of the normal images of a source that has anomalies but no test split: this share evaluates."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in their roles.
+
+    Attributes:
+        source: where they came from, as the user named it.
+        normal: what counted as normal.
+        suggested_name: a name for the bundle.
+        fit, calibration: normal images, uint8 (n, H, W, C).
+        evaluation: uint8 (m, H, W, C); m is 0 where the source has no anomalies.
+        labels: bool (m,), True = anomaly.
+        resize: whether files of another size were brought to this one.
+        codecs, sizes: of the fit and calibration images, as TrainingData has them.
+        skipped: unreadable files, each with its reason.
+    """
+
+    source: str
+    normal: str
+    suggested_name: str
+    fit: Images
+    calibration: Images
+    evaluation: Images
+    labels: NDArray[np.bool_]
+    resize: bool = False
+    codecs: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.fit.shape[1:]
+        return height, width, channels
+
+    def description(self) -> TrainingData:
+        """What the manifest says about the data."""
+        digest = hashlib.sha256()
+        for images in (self.fit, self.calibration):
+            digest.update(np.ascontiguousarray(images).data)
+        return TrainingData(
+            source=self.source,
+            normal=self.normal,
+            fit=len(self.fit),
+            calibration=len(self.calibration),
+            evaluation=len(self.evaluation),
+            fingerprint=digest.hexdigest(),
+            codecs=dict(self.codecs),
+            sizes=dict(self.sizes),
+        )
+
+
+def load(
+    data: str = "sample",
+    *,
+    normal: str | None = None,
+    calibration_size: int = 500,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    max_unreadable: int = 10,
+) -> Dataset:
+    """Load a source; the arguments are the settings of the same name, `size` is (height, width).
+
+    Raises:
+        ConfigurationError: the source is not there, not what is expected, or too small.
+    """
+    if data == "sample":
+        return _load_npz(SAMPLE, "sample", normal, calibration_size, seed)
+    path = Path(data)
+    if path.is_dir():
+        return _load_folder(path, normal, calibration_size, seed, size, channels, max_unreadable)
+    if not path.is_file():
+        raise ConfigurationError(f"data: '{data}' was given; expected `sample`, an .npz file or a folder of images.")
+    if size is not None or channels is not None:
+        raise ConfigurationError(
+            f"height, width, channels: they are for folders; '{data}' is an array of one size, resize it beforehand."
+        )
+    return _load_npz(path, data, normal, calibration_size, seed)
+
+
+def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int, seed: int) -> Dataset:
+    arrays = _read_npz(path)
+    stem = "mnist" if source == "sample" else path.stem
+    if set(SPLIT_KEYS) <= set(arrays):
+        fit_labels, test_labels = _labels(arrays, "x_train", "y_train"), _labels(arrays, "x_test", "y_test")
+        fit_images, test_images = _images(arrays["x_train"], "x_train"), _images(arrays["x_test"], "x_test")
+        if fit_images.shape[1:] != test_images.shape[1:]:
+            raise ConfigurationError(f"data: '{path}' has images of two sizes in x_train and x_test.")
+        chosen = _normal_label(normal, fit_labels, source)
+        parts = _protocol(fit_images[fit_labels == chosen], test_images, test_labels != chosen, calibration_size)
+        description, name = f"label {chosen}", f"{stem}-{chosen}"
+    elif "images" in arrays:
+        images = _images(arrays["images"], "images")
+        anomalous, description, name = np.zeros(len(images), np.bool_), "all", stem
+        if "labels" in arrays:
+            labels = _labels(arrays, "images", "labels")
+            chosen = _normal_label(normal, labels, source)
+            anomalous, description, name = labels != chosen, f"label {chosen}", f"{stem}-{chosen}"
+        fit, calibration, evaluation = split(anomalous, calibration_size, seed)
+        parts = images[fit], images[calibration], images[evaluation], anomalous[evaluation]
+    else:
+        raise ConfigurationError(
+            f"data: '{path}' holds {sorted(arrays)}; expected {', '.join(SPLIT_KEYS)}, or images and, where there "
+            "are anomalies, labels."
+        )
+    count = len(parts[0]) + len(parts[1])
+    height, width, depth = parts[0].shape[1:]
+    return Dataset(
+        source,
+        description,
+        _slug(name),
+        *parts,
+        codecs={"array": count},
+        sizes={f"{height}x{width}x{depth}": count},
+    )
+
+
+def _load_folder(
+    path: Path,
+    normal: str | None,
+    calibration_size: int,
+    seed: int,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    max_unreadable: int,
+) -> Dataset:
+    pictures: Pictures = read_folder(path, normal, size, channels, max_unreadable)
+    fit, calibration, evaluation = split(pictures.anomalous, calibration_size, seed)
+    origins = [pictures.origins[index] for index in (*fit, *calibration)]
+    return Dataset(
+        str(path),
+        pictures.normal,
+        _slug(path.resolve().name),
+        pictures.images[fit],
+        pictures.images[calibration],
+        pictures.images[evaluation],
+        pictures.anomalous[evaluation],
+        resize=size is not None,
+        codecs=dict(sorted(Counter(origin.codec for origin in origins).items())),
+        sizes=dict(sorted(Counter(origin.size for origin in origins).items())),
+        skipped=pictures.skipped,
+    )
+
+
+def _protocol(
+    fit: Images, test: Images, anomalous: NDArray[np.bool_], calibration_size: int
+) -> tuple[Images, Images, Images, NDArray[np.bool_]]:
+    """The tutorial's roles: fit, calibration, evaluation images and the evaluation's labels."""
+    normals = np.flatnonzero(~anomalous)
+    if calibration_size > len(normals):
+        raise ConfigurationError(
+            f"calibration_size: {calibration_size} was given; the test split has {len(normals)} normal images."
+        )
+    held_out = normals[:calibration_size]
+    rest = np.ones(len(test), np.bool_)
+    rest[held_out] = False
+    if len(normals) == calibration_size:
+        rest[:] = False  # anomalies without normal images tell nothing about false positives
+    return fit, test[held_out], test[rest], anomalous[rest]
+
+
+def split(anomalous: NDArray[np.bool_], calibration_size: int, seed: int) -> tuple[NDArray[np.intp], ...]:
+    """Indices that fit, calibrate and evaluate, each ascending; together every image that is used, once.
+
+    Where there are anomalies, all of them and EVALUATION_SHARE of the normal images evaluate; else nothing does.
+
+    Args:
+        anomalous: bool (n,).
+        calibration_size: how many normal images calibrate.
+        seed: of the permutation.
+
+    Raises:
+        ConfigurationError: too few normal images.
+    """
+    normals = np.random.default_rng(seed).permutation(np.flatnonzero(~anomalous))
+    evaluated = max(1, int(len(normals) * EVALUATION_SHARE)) if np.any(anomalous) else 0
+    largest = (len(normals) - evaluated) // 2
+    if calibration_size > largest:
+        raise ConfigurationError(
+            f"calibration_size: {calibration_size} was given; of {len(normals)} normal images, {evaluated} of them "
+            f"for the evaluation, at most {largest} may calibrate, so that as many are left for the fit. Give more "
+            "images or a smaller number."
+        )
+    calibration, evaluation, fit = np.split(normals, [calibration_size, calibration_size + evaluated])
+    return np.sort(fit), np.sort(calibration), np.sort(np.concatenate([evaluation, np.flatnonzero(anomalous)]))
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        # A lone .npy array has neither `files` nor a context: AttributeError or TypeError.
+        raise ConfigurationError(f"data: '{path}' is no readable .npz file: {error}.") from error
+
+
+def _images(array: NDArray[Any], name: str) -> Images:
+    """The array as uint8 (N, H, W, C)."""
+    images = array[..., None] if array.ndim == 3 else array
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in {1, 3} or not images.size:
+        raise ConfigurationError(
+            f"data: {name} is {array.dtype} {array.shape}; expected uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), "
+            "values 0 to 255. For images in [0, 1]: (images * 255).round().astype('uint8')."
+        )
+    return images
+
+
+def _labels(arrays: Mapping[str, NDArray[Any]], images: str, name: str) -> NDArray[np.str_]:
+    """Labels as text, (N,)."""
+    labels = arrays[name]
+    if labels.ndim != 1 or len(labels) != len(arrays[images]) or labels.dtype.kind not in "iubU":
+        raise ConfigurationError(
+            f"data: {name} is {labels.dtype} {labels.shape}; expected an integer or a text for each of the "
+            f"{len(arrays[images])} {images}."
+        )
+    return labels.astype(np.str_)
+
+
+def _normal_label(given: str | None, labels: NDArray[np.str_], source: str) -> str:
+    found: Sequence[str] = np.unique(labels).tolist()
+    # Only digits have a default: in other data 1 may as well mean the anomaly.
+    digits = source == "sample" or found == [str(digit) for digit in range(10)]
+    chosen = "1" if given is None and digits else given
+    if chosen is None or chosen not in found:
+        raise ConfigurationError(
+            f"normal: {given!r} was given; '{source}' can be fitted on the labels {', '.join(found[:20])}."
+        )
+    return chosen
+
+
+def _slug(text: str) -> str:
+    """A bundle name made of any text."""
+    kept = "".join(letter if letter in "abcdefghijklmnopqrstuvwxyz0123456789._-" else "-" for letter in text.lower())
+    return kept.strip("._-")[:63] or "images"

@@ -1,0 +1,210 @@
+"""Writing a bundle: whole or not at all.
+
+The order is the guarantee:
+1. every file goes into a temporary folder beside the bundle's place, and is flushed to the disk;
+2. the manifest, with the hashes of all of them, is written last; its digest names the folder;
+3. the folder is renamed to that name;
+4. the bundle is read back, loaded and its golden images scored, as the worker would;
+5. only then `current` is switched, by replacing the link in one step.
+What fails before 5 leaves `current` as it was and removes what was written. Import after select_backend().
+"""
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import keras
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from training.calibrate import quantiles
+from training.data import Dataset
+from worker.adapters.keras_scorer import KerasScorer, weights_sha256
+from worker.core.bundle import (
+    CALIBRATION,
+    CURRENT,
+    FORMAT_VERSION,
+    GOLDEN,
+    GOLDEN_IMAGES,
+    MANIFEST,
+    REPORT,
+    SCORER,
+    Bundle,
+    Calibration,
+    Golden,
+    Manifest,
+    ScoreDefinition,
+    Serving,
+    Threshold,
+    ThresholdFit,
+    digest_of,
+    read_bundle,
+    sha256_of,
+)
+from worker.core.errors import BundleError
+from worker.core.images import ImageSpec, decode, encode_png
+
+SCORE = ScoreDefinition(name="mse", pooling="mean")
+
+
+def calibrate_scores(scorer: KerasScorer, dataset: Dataset) -> Calibration:
+    """Score the calibration and evaluation images with what will serve."""
+    scores, errors = scorer.score_all(dataset.calibration)
+    evaluation_scores, evaluation_errors = scorer.score_all(dataset.evaluation)
+    return Calibration(scores, errors, evaluation_scores, evaluation_errors, dataset.labels)
+
+
+def golden_images(scorer: KerasScorer, dataset: Dataset) -> Golden:
+    """Eight images as PNG, scored after they were decoded: half calibration images, half anomalies if there are."""
+    anomalies = dataset.evaluation[dataset.labels][: GOLDEN_IMAGES // 2]
+    normals = dataset.calibration[: GOLDEN_IMAGES - len(anomalies)]
+    encoded = tuple(encode_png(image) for image in (*normals, *anomalies))
+    spec = ImageSpec(*dataset.shape)
+    scores, errors = scorer.score_all(np.stack([decode(png, "image/png", spec).image for png in encoded]))
+    return Golden(encoded, scores, errors)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the scores depend on."""
+    backend = keras.backend.backend()
+    return {
+        "reconstream": metadata.version("reconstream"),
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        backend: str(importlib.import_module(backend).__version__),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def write_bundle(
+    output: Path,
+    *,
+    name: str,
+    scorer_model: Any,
+    dataset: Dataset,
+    threshold: ThresholdFit,
+    calibration: Calibration,
+    golden: Golden,
+    training: Mapping[str, Any],
+    report: str,
+) -> Bundle:
+    """Write, verify and switch to a bundle, in the order that this module's docstring gives.
+
+    Args:
+        output: the folder for bundles; made where it is missing.
+        name: of the bundle.
+        scorer_model: as build_scorer() makes it.
+        dataset: what it was fitted on.
+        threshold: the one in force.
+        calibration: what calibrate_scores() returned.
+        golden: what golden_images() returned.
+        training: how it was fitted, for the manifest; JSON values.
+        report: the report's HTML.
+
+    Returns:
+        the bundle as read back.
+
+    Raises:
+        BundleError: what was written does not verify; it is removed.
+        OSError: the disk refuses.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=output))
+    try:
+        folder.chmod(0o755)  # mkdtemp's 0700 would keep a worker of another user out
+        _write_files(folder, scorer_model, calibration, golden, report)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            input_shape=dataset.shape,
+            resize=dataset.resize,
+            score=SCORE,
+            serving=Serving(precision="float32", backend=keras.backend.backend()),
+            threshold=Threshold(**msgspec.structs.asdict(threshold)),
+            calibration_quantiles={"score": quantiles(calibration.scores), "error": quantiles(calibration.errors)},
+            training=dict(training),
+            data=dataset.description(),
+            versions=versions(),
+            weights_sha256=weights_sha256(scorer_model),
+            files={file: sha256_of(folder / file) for file in (SCORER, CALIBRATION, GOLDEN, REPORT)},
+            digest="",
+        )
+        manifest = msgspec.structs.replace(manifest, digest=digest_of(msgspec.to_builtins(manifest)))
+        text = json.dumps(msgspec.to_builtins(manifest), indent=2, sort_keys=True, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        for path in (*folder.iterdir(), folder):
+            _flush(path)
+        folder = _rename(folder, output / manifest.folder_name)
+        _flush(output)
+        bundle = read_bundle(folder)
+        KerasScorer.load(bundle)  # verifies weights, interface and golden images
+    except BaseException:
+        # Ctrl-C as well: nobody may find half a bundle, or one that does not verify.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    switch_current(output, folder.name)
+    return bundle
+
+
+def switch_current(output: Path, folder_name: str) -> None:
+    """Let `output/current` point to the folder beside it, in one step: readers see the old one or the new one.
+
+    Raises:
+        BundleError: `current` is there and is no link.
+    """
+    current = output / CURRENT
+    if current.exists() and not current.is_symlink():
+        raise BundleError(f"'{current}' is no link; expected a link to a bundle, or nothing. Move it away.")
+    with tempfile.TemporaryDirectory(prefix=f".{CURRENT}-", dir=output) as scratch:
+        link = Path(scratch) / CURRENT
+        # The link must hold from where it will stand, hence relative to `output`.
+        link.symlink_to(folder_name)
+        link.replace(current)
+    _flush(output)
+
+
+def _write_files(folder: Path, scorer_model: Any, calibration: Calibration, golden: Golden, report: str) -> None:
+    scorer_model.save(folder / SCORER)
+    np.savez_compressed(
+        folder / CALIBRATION,
+        scores=calibration.scores,
+        errors=calibration.errors,
+        evaluation_scores=calibration.evaluation_scores,
+        evaluation_errors=calibration.evaluation_errors,
+        evaluation_labels=calibration.evaluation_labels,
+    )
+    arrays: dict[str, NDArray[Any]] = {
+        "data": np.frombuffer(b"".join(golden.images), np.uint8),
+        "lengths": np.array([len(image) for image in golden.images], np.int64),
+        "scores": golden.scores,
+        "errors": golden.errors,
+    }
+    np.savez(folder / GOLDEN, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    (folder / REPORT).write_text(report, encoding="utf-8")
+
+
+def _rename(folder: Path, target: Path) -> Path:
+    if target.exists():
+        raise BundleError(f"'{target}' is already there, with the same digest; nothing is to be done.")
+    return folder.rename(target)
+
+
+def _flush(path: Path) -> None:
+    """Have the file or folder on the disk before what depends on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

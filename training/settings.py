@@ -1,0 +1,246 @@
+"""The command line of reconstream-train: one settings class per subcommand.
+
+Rules: command line before environment (`RECONSTREAM_TRAIN_...`) before the file named by `--config`; every
+field is described and bounded; nothing here imports Keras, so that `--help` and a wrong value answer at once.
+"""
+
+import inspect
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from worker.core.bundle import valid_name
+from worker.core.errors import ConfigurationError
+
+ENV_PREFIX = "RECONSTREAM_TRAIN_"
+PROGRAM = "reconstream-train"
+
+
+class Command(BaseSettings):
+    """What all subcommands share: where values come from."""
+
+    # A subcommand must be a BaseSettings with the prefix itself, or the environment is ignored; and the prefix
+    # must count for aliases too, or `--json` would read the variable JSON.
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_prefix_target="all", extra="forbid")
+
+    config: Path | None = Field(
+        None, description="TOML file with these settings, dashes written as underscores; none: no file"
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Take the source's indentation out of the docstring, which is the text of `--help`."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.__doc__ = inspect.cleandoc(cls.__doc__ or "")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, file; no `.env` and no secrets, there are none."""
+        del dotenv_settings, file_secret_settings
+        given = init_settings.init_kwargs if isinstance(init_settings, InitSettingsSource) else {}
+        config = given.get("config") or env_settings().get("config")
+        if config is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, _toml(settings_cls, Path(config))
+
+
+class Fit(Command):
+    """Fit an autoencoder to normal images, calibrate its threshold, write the bundle.
+
+    Examples:
+      reconstream-train fit
+          the tutorial: MNIST, 1 is normal, every other digit an anomaly
+      reconstream-train fit --normal 8 --threshold-method mean-plus-k-std
+      reconstream-train fit --data photos/ --height 128 --width 128 --name line-3
+          photos/good/*.png are normal; other sub-folders are anomalies, used for evaluation only
+      RECONSTREAM_TRAIN_EPOCHS=40 reconstream-train fit --config fit.toml
+
+    Ctrl-C stops it and leaves no half bundle.
+    """
+
+    data: str = Field(
+        "sample",
+        min_length=1,
+        description="`sample` (the shipped MNIST), an .npz with x_train y_train x_test y_test, an .npz with images "
+        "(uint8, N x H x W or N x H x W x C) and optional labels, or a folder of PNG and JPEG files",
+    )
+    normal: str | None = Field(
+        None,
+        description="what is normal: a label of an .npz, or a sub-folder; none: 1 for digits, `good` for folders",
+    )
+    name: str | None = Field(
+        None, description="of the bundle: a-z 0-9 . _ -, at most 63; none: after the data, such as mnist-1"
+    )
+    output: Path = Field(Path("build/bundles"), description="folder for bundles and the `current` link")
+    epochs: int = Field(20, ge=1, le=10_000, description="passes over the normal images; 1 to 10000")
+    batch_size: int = Field(128, ge=1, le=65_536, description="images per step; 1 to 65536")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, shuffling and split; 0 to 4294967295")
+    latent_size: int = Field(32, ge=1, le=65_536, description="numbers that an image is squeezed into; 1 to 65536")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's; above 0, at most 1")
+    threshold_method: Literal["percentile", "mean-plus-k-std"] = Field(
+        "percentile", description="how the threshold follows from the calibration errors"
+    )
+    percentile: float = Field(99.0, ge=50, lt=100, description="for `percentile`; 50 to below 100")
+    k: float = Field(3.0, gt=0, le=100, description="for `mean-plus-k-std`; above 0, at most 100")
+    calibration_size: int = Field(
+        500, ge=2, le=10_000_000, description="normal images held out from the fit that set the threshold; at least 2"
+    )
+    height: int | None = Field(
+        None,
+        ge=4,
+        le=4096,
+        multiple_of=4,
+        description="pixels, 4 to 4096, divisible by 4; files are resized to it; none: as most files",
+    )
+    width: int | None = Field(
+        None,
+        ge=4,
+        le=4096,
+        multiple_of=4,
+        description="pixels, 4 to 4096, divisible by 4; files are resized to it; none: as most files",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="1 (grey) or 3 (RGB); files are converted to it; none: as most files"
+    )
+    max_unreadable: int = Field(
+        10, ge=0, le=1_000_000, description="files of a folder that may be unreadable: they are listed and skipped"
+    )
+    quiet: bool = Field(default=False, description="no progress, results only")
+
+    @field_validator("name")
+    @classmethod
+    def _is_bundle_name(cls, value: str | None) -> str | None:
+        if value is not None and not valid_name(value):
+            raise ValueError("a-z, 0-9, '.', '_' and '-', at most 63 of them, a letter or digit first")
+        return value
+
+    @model_validator(mode="after")
+    def _size_is_whole(self) -> "Fit":
+        if (self.height is None) != (self.width is None):
+            raise ValueError(f"height {self.height} and width {self.width} were given; allowed: both, or neither")
+        return self
+
+
+class Evaluate(Command):
+    """Repeat the numbers of a bundle's report from the bundle alone, and score its golden images again.
+
+    Example:
+      reconstream-train evaluate build/bundles/current --json numbers.json
+    """
+
+    bundle: CliPositionalArg[Path] = Field(description="a bundle, a link to one, or the folder with `current`")
+    # Aliased: pydantic models have a method of that name.
+    json_file: Path | None = Field(
+        None, alias="json", description="file to write the numbers to as well; none: no file"
+    )
+
+
+class Inspect(Command):
+    """Show what a bundle's manifest says, after its files were verified.
+
+    Example:
+      reconstream-train inspect build/bundles/current
+    """
+
+    bundle: CliPositionalArg[Path] = Field(description="a bundle, a link to one, or the folder with `current`")
+
+
+class Training(BaseSettings):
+    """Fit an autoencoder to normal images and write the bundle that reconstream-worker serves.
+
+    Each setting is a flag, a variable RECONSTREAM_TRAIN_... or a line of the file named by --config; the flag
+    wins, then the variable.
+    """
+
+    model_config = SettingsConfigDict(
+        cli_prog_name=PROGRAM,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="none",
+    )
+
+    fit: CliSubCommand[Fit] = Field(description="fit, calibrate, evaluate, write the bundle")
+    evaluate: CliSubCommand[Evaluate] = Field(description="repeat the numbers of a bundle's report")
+    inspect: CliSubCommand[Inspect] = Field(description="show what a bundle is")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line only: a variable called FIT is none of ours."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+Training.__doc__ = inspect.cleandoc(Training.__doc__ or "")
+
+
+def parse(argv: Sequence[str]) -> Fit | Evaluate | Inspect:
+    """The chosen subcommand with its settings.
+
+    Raises:
+        ConfigurationError: a value is wrong; the message names field, what was given and what is allowed.
+        SystemExit: argparse printed the help (0) or what it did not understand (2).
+    """
+    try:
+        settings = CliApp.run(Training, cli_args=list(argv))
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_explain(problem) for problem in error.errors())) from error
+    command = settings.fit or settings.evaluate or settings.inspect
+    if command is None:
+        raise ConfigurationError(
+            f"no command was given; expected one of fit, evaluate, inspect: try {PROGRAM} --help"
+        )
+    return command
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's error records."""
+    path = [str(part) for part in problem["loc"][1:]]
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not path:
+        return f"wrong settings: {message}."
+    field = path[0]
+    flag = f"--{field.replace('_', '-')}" if len(field) > 1 else f"-{field}"
+    names = f"{field} ({flag}, {ENV_PREFIX}{field.upper()})"
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: there is no such setting; see {PROGRAM} {problem['loc'][0]} --help."
+    return f"{names}: {problem['input']!r} was given; allowed: {message.replace('Input should be ', '')}."
+
+
+def _toml(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
+    """The file's settings. pydantic-settings passes over a file that is not there; we do not."""
+    if not path.is_file():
+        raise ConfigurationError(f"config (--config, {ENV_PREFIX}CONFIG): there is no file '{path}'.")
+    try:
+        return TomlConfigSettingsSource(settings_cls, toml_file=path)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(
+            f"config (--config, {ENV_PREFIX}CONFIG): '{path}' is no TOML file: {error}."
+        ) from error
