@@ -225,7 +225,7 @@ class PixelScorer:
         first = images[:, 0, 0, 0]
         if self.poison is not None and np.any(first == self.poison):
             raise ValueError("the model does not like this batch")
-        errors = np.mean(np.square(images.astype(np.float32) / 255), axis=(1, 2, 3), dtype=np.float32)
+        errors = np.asarray(np.mean(np.square(images / 255), axis=(1, 2, 3)), np.float32)
         if self.nan is not None:
             errors[first == self.nan] = np.nan
         return errors, errors
