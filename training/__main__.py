@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"{settings.PROGRAM}: {error}", style="red")
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print(f"{settings.PROGRAM}: interrupted; no bundle was written, nothing was changed.")
+        errors.print(f"{settings.PROGRAM}: interrupted; no half-written bundle was left behind.")
         return INTERRUPTED
     return ExitCode.STOPPED
 

@@ -75,6 +75,7 @@ class MemorySource:
         self.failing_rewinds = 0
         self.deferred_commits = 0
         self.polls_while_paused = 0
+        self.rebalances = 0
         self.rewind()
 
     def revoke(self, partitions: Collection[TopicPartition], *, regain: bool = False) -> None:
@@ -87,6 +88,7 @@ class MemorySource:
         with self._lock:
             revoked, self._revoked = frozenset(self._revoked), set()
             regain, self._regain = self._regain, set()
+        self.rebalances += bool(revoked)
         self._assigned = [p for p in self._assigned if p not in revoked or p in regain]
         for partition in regain:
             self._positions[partition] = self._broker.committed.get(partition, 0)

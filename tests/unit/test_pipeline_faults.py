@@ -132,6 +132,7 @@ def test_a_partition_that_comes_back_is_read_from_its_committed_position(broker:
     with start(broker, source, MemoryPublisher(broker), scorer=scorer) as worker:
         wait_for(lambda: in_flight(worker) == 20)
         source.revoke([P0, P1], regain=True)
+        wait_for(lambda: source.rebalances == 1)
         scorer.gate.set()
         wait_committed(broker, 20)
         assert worker.stop() is ExitCode.STOPPED
