@@ -25,6 +25,13 @@ def test_the_percentile_of_known_scores() -> None:
     assert (fit.value, fit.method, fit.parameters, fit.n) == (90.0, "percentile", {"percentile": 90.0}, 101)
 
 
+def test_a_threshold_between_two_scores_is_rounded_to_float32() -> None:
+    scores = np.array([0.1, 0.2, 0.4], np.float32)
+    for fit in (fit_percentile(scores, 60.0), fit_mean_plus_k_std(scores, 0.7)):
+        assert fit.value == float(np.float32(fit.value))
+        assert 0.1 < fit.value < 0.4
+
+
 def test_mean_plus_k_std_of_known_scores() -> None:
     fit = fit_mean_plus_k_std(np.array([1, 3], np.float32), 2.0)
     assert (fit.value, fit.method, fit.parameters, fit.n) == (4.0, "mean_plus_k_std", {"k": 2.0}, 2)
