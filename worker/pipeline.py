@@ -5,13 +5,14 @@ the scoring thread's (worker.scoring). One turn of the loop, in this order:
 
  1. collect    answered batches come back and are published: a verdict per record, a dead letter per rejection
  2. settle     batches whose every answer was acknowledged make their positions ready
- 3. commit     ready positions are committed, at intervals
- 4. rewind     after a fault: seek to the committed positions; nothing is polled until that has succeeded
+ 3. commit     ready positions are committed, at intervals, as the guarantee (worker.delivery) has it
+ 4. rewind     after a fault: a new publisher, then seek to the committed positions; nothing is polled before
  5. poll       revocations first, then records: they go to the scoring thread under their partition's lease
 
 The order of 1 to 3 is the guarantee: a position is committed only after all that its records caused was
 acknowledged by all in-sync replicas. Any doubt (DeliveryFailed) ends all leases, rebuilds the publisher and
-reads again from the committed positions: nothing is lost, some answers may repeat.
+reads again from the committed positions: nothing is lost; what was published and not committed repeats in
+at_least_once, and was never visible in exactly_once.
 
 Backpressure: when the next poll might exceed the bound in records, or the bytes in flight have reached
 theirs, fetching is paused and polling goes on, so that the group sees a living member.
@@ -22,16 +23,16 @@ import random
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from worker.core.batching import Chunk
-from worker.core.dead_letters import dead_letter
-from worker.core.errors import DeliveryFailed, ExitCode, TooManyDeadLetters
+from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable
 from worker.core.offsets import Ledger, Part
 from worker.core.progress import Progress
-from worker.core.records import OutRecord, TopicPartition
+from worker.core.records import OutRecord, TopicPartition, record_bytes
+from worker.delivery import Guarantee
+from worker.letters import DeadLetters
 from worker.ports import Clock, Polled, Publisher, RecordRefused, Source, Telemetry
 from worker.scoring import Answers, ScoringThread
 
@@ -53,9 +54,10 @@ class Limits:
         max_poll_records: the most that one poll brings.
         max_in_flight_records, max_in_flight_bytes: between poll and commit; the bytes may be exceeded by one
             poll's.
-        commit_interval_s: the longest that an acknowledged position waits for its commit.
+        commit_interval_s: the longest that an acknowledged position waits for its commit, and a transaction
+            stays open.
         drain_timeout_s: how long a stop may take.
-        max_dead_letter_ratio: of the last dead_letter_window records; None = any.
+        refusal_timeout_s: how long Kafka may refuse, or only the dead-letter topic fail, before the end.
     """
 
     max_poll_records: int
@@ -63,8 +65,7 @@ class Limits:
     max_in_flight_bytes: int
     commit_interval_s: float
     drain_timeout_s: float
-    max_dead_letter_ratio: float | None = None
-    dead_letter_window: int = 1000
+    refusal_timeout_s: float
 
 
 class Pipeline:
@@ -75,38 +76,39 @@ class Pipeline:
         *,
         source: Source,
         publisher: Publisher,
+        guarantee: Guarantee,
         scoring: ScoringThread,
+        letters: DeadLetters,
         clock: Clock,
         telemetry: Telemetry,
         limits: Limits,
-        dead_letter_topic: str,
-        worker_version: str,
         progress: Progress,
     ) -> None:
         self._source = source
         self._publisher = publisher
+        self._guarantee = guarantee
         self._scoring = scoring
+        self._letters = letters
         self._clock = clock
         self._telemetry = telemetry
         self._limits = limits
-        self._dead_letter_topic = dead_letter_topic
-        self._worker_version = worker_version
         self._progress = progress
         self._ledger = Ledger()
-        self._stop = threading.Event()
-        self._abort = threading.Event()
+        self._group: object = None  # as of the last poll
+        # Plain flags: a signal handler that touches a lock which its own thread holds waits for ever.
+        self._stopping = False
+        self._aborting = False
+        self._nap = threading.Event()  # never set: waiting for it is a bounded pause
         self._paused = False
         self._at_scorer = 0  # records handed over and not yet answered
         self._had_records = False
+        self._unseen: list[Sequence[Part]] = []  # acknowledged, and invisible to readers until the commit
         self._rewinding = False
         self._faults = 0  # since the last success
         self._retry_at = 0.0
+        self._failing_since: dict[str, float] = {}  # by what would end the worker if it lasted
         self._last_commit = clock.monotonic()
         self._next_state = 0.0
-        self._oversize: set[tuple[TopicPartition, int]] = set()
-        self._window_records = 0
-        self._window_letters = 0
-        self._letters_logged = 0.0
 
     @property
     def recovering(self) -> bool:
@@ -115,9 +117,9 @@ class Pipeline:
 
     def request_stop(self) -> None:
         """Finish what is in flight, commit, return. Safe in a signal handler; the second call aborts."""
-        if self._stop.is_set():
-            self._abort.set()
-        self._stop.set()
+        if self._stopping:
+            self._aborting = True
+        self._stopping = True
 
     def run(self) -> ExitCode:
         """Work until asked to stop.
@@ -130,7 +132,7 @@ class Pipeline:
             ScorerBroken, TooManyDeadLetters, or what nobody foresaw.
         """
         self._scoring.start()
-        while not self._stop.is_set():
+        while not self._stopping:
             self._turn(draining=False)
         return self._drain()
 
@@ -166,79 +168,59 @@ class Pipeline:
                 alive.append(part)
                 out += answers.verdicts[index:stop]
                 if answers.rejections:
-                    out += self._letters(part, index, answers)
+                    out += self._letters.of(part, index, answers)
             index = stop
         if not alive:
             return
         self._ledger.published(alive, self._publisher.send(out))
-        self._count_letters(index, len(answers.rejections))
-
-    def _letters(self, part: Part, first: int, answers: Answers) -> list[OutRecord]:
-        letters = []
-        for offset_in_part, record in enumerate(part.records):
-            rejection = answers.rejections.get(first + offset_in_part)
-            if rejection is None:
-                continue
-            letter = partial(
-                dead_letter,
-                record,
-                topic=self._dead_letter_topic,
-                reason=rejection.reason,
-                message=rejection.message,
-                worker_version=self._worker_version,
-                model_version=answers.model_version,
-                corrupt_until=part.unreadable_until,
-            )
-            whole = letter()
-            refused = (part.lease.partition, record.offset) in self._oversize or not self._publisher.accepts(whole)
-            letters.append(letter(with_value=False) if refused else whole)
-        return letters
+        self._letters.count(index, len(answers.rejections))
 
     def _settle(self) -> None:
         try:
             batches = self._ledger.settle()
         except RecordRefused as refusal:
-            self._mark_oversize()
+            self._letters.refused(self._ledger.oldest_published or ())
             raise DeliveryFailed("size", f"Kafka refuses a record for its size: {refusal}") from refusal
-        for parts in batches:
-            self._faults = 0
-            self._observe_latency(parts)
+        if batches:
+            self._unseen += batches
+            if not self._guarantee.rolls_back:
+                self._succeeded()
 
-    def _mark_oversize(self) -> None:
-        """Write the refused batch's letters without their values from now on, or they would come round for ever."""
-        for part in self._ledger.oldest_published or ():
-            self._oversize.update((part.lease.partition, record.offset) for record in part.records)
-
-    def _observe_latency(self, parts: Sequence[Part]) -> None:
-        stamps = np.array([record.timestamp for part in parts for record in part.records], np.int64)
-        stamps = stamps[stamps >= 0]
-        if len(stamps):
-            self._telemetry.acknowledged((self._clock.now_ms() - stamps) / 1000.0)
+    def _succeeded(self) -> None:
+        """What was published can be seen by readers."""
+        self._faults = 0
+        self._failing_since.clear()
+        stamps = [record.timestamp for parts in self._unseen for part in parts for record in part.records]
+        self._unseen.clear()
+        known = np.array([stamp for stamp in stamps if stamp is not None and stamp >= 0], np.int64)
+        if len(known):
+            self._telemetry.acknowledged((self._clock.now_ms() - known) / 1000.0)
 
     def _commit(self, *, at_once: bool) -> None:
         now = self._clock.monotonic()
-        ready = self._ledger.ready
-        if not ready:
-            return
-        full = self._paused or self._ledger.ready_records * 4 >= self._limits.max_in_flight_records
+        full = self._ledger.ready_records * 4 >= self._limits.max_in_flight_records
         if not (at_once or full or now - self._last_commit >= self._limits.commit_interval_s):
             return
-        if not self._source.commit(ready):
+        if self._guarantee.rolls_back and not self._ledger.all_settled:
+            self._guarantee.flush()
+            self._settle()
+        ready = self._ledger.ready
+        if not ready or not self._guarantee.commit(ready, self._group):
             return
         self._last_commit = self._clock.monotonic()
         self._telemetry.committed(self._ledger.committed(), self._last_commit - now)
-        self._oversize = {
-            (partition, offset)
-            for partition, offset in self._oversize
-            if partition not in ready or offset >= ready[partition]
-        }
+        self._letters.committed(ready)
+        if self._guarantee.rolls_back:
+            self._succeeded()
 
     def _rewind(self) -> bool:
-        """Seek to the committed positions. False: wait a little and try again."""
+        """A new publisher, then seek to the committed positions. False: wait a little and try again."""
         if self._clock.monotonic() < self._retry_at:
-            self._abort.wait(SHORT_POLL_S)
+            self._nap.wait(SHORT_POLL_S)
             return False
-        if not self._source.rewind():
+        # In this order: what the old publisher left open decides which positions are the committed ones.
+        if not self._publisher.rebuild() or not self._source.rewind():
+            self._pause_before_retry()
             return False
         self._rewinding = False
         log.info("reading again from the committed positions")
@@ -250,8 +232,7 @@ class Pipeline:
             timeout = 0.0 if self._had_records else SHORT_POLL_S
         else:
             timeout = SHORT_POLL_S if draining else IDLE_POLL_S
-        polled = self._source.poll(timeout)
-        self._take_in(polled)
+        self._take_in(self._source.poll(timeout))
 
     def _pause_or_resume(self, *, draining: bool) -> None:
         limits = self._limits
@@ -265,15 +246,20 @@ class Pipeline:
             self._source.pause(full)
 
     def _take_in(self, polled: Polled) -> None:
+        self._group = polled.group
         if polled.revoked:
+            undo = self._guarantee.rolls_back and self._ledger.holds_uncommitted(polled.revoked)
             dropped = self._ledger.revoke(polled.revoked)
             self._telemetry.rebalanced(len(polled.revoked))
             log.info("partitions %s were revoked; %d records in flight are dropped", _names(polled.revoked), dropped)
+            if undo:
+                # These records are read again, so nothing of this poll may be handed over.
+                raise DeliveryFailed("revoked", "the open transaction held answers of revoked partitions")
         self._had_records = bool(polled.records)
         now = self._clock.monotonic()
         for partition, records in polled.records.items():
             lease = self._ledger.lease(partition)
-            sizes = [len(record.value) if record.value is not None else 0 for record in records]
+            sizes = [record_bytes(record) for record in records]
             self._ledger.handed_over(lease, len(records), sum(sizes))
             self._at_scorer += len(records)
             self._scoring.put(Chunk(lease, records, sizes, now, polled.unreadable_until.get(partition)))
@@ -283,32 +269,39 @@ class Pipeline:
     def _recover(self, failure: DeliveryFailed) -> None:
         """Drop what is in flight and read again from the committed positions, after a growing pause."""
         dropped = self._ledger.revoke_all()
+        self._unseen.clear()
+        self._rewinding = True
+        self._telemetry.rebuilt(failure.step)
+        now = self._clock.monotonic()
+        if failure.step == "revoked":
+            log.info("%s; %d records in flight will be read again", failure, dropped)
+            self._retry_at = now
+            return
         if self._faults == 0:
             log.warning("%s; %d records in flight are dropped and will be read again", failure, dropped)
-        self._telemetry.rebuilt(failure.step)
-        self._publisher.rebuild()
+        self._pause_before_retry()
+        self._end_if_it_lasts(failure, now)
+
+    def _pause_before_retry(self) -> None:
         pause = min(BACKOFF_LIMIT_S, BACKOFF_FIRST_S * 2**self._faults)
         # Jitter, so that many workers do not come back to a recovering broker at once.
         self._retry_at = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._faults = min(self._faults + 1, 16)
-        self._rewinding = True
 
-    def _count_letters(self, records: int, letters: int) -> None:
-        self._window_records += records
-        self._window_letters += letters
-        if self._window_records < self._limits.dead_letter_window:
+    def _end_if_it_lasts(self, failure: DeliveryFailed, now: float) -> None:
+        """An absent Kafka is waited for; one that refuses, or a dead-letter topic that fails, only so long."""
+        letters = failure.topic == self._letters.topic
+        kind = "letters" if letters else failure.step
+        since = self._failing_since.setdefault(kind, now)
+        if now - since < self._limits.refusal_timeout_s:
             return
-        ratio = self._window_letters / self._window_records
-        self._window_records = self._window_letters = 0
-        allowed = self._limits.max_dead_letter_ratio
-        if allowed is not None and ratio > allowed:
-            raise TooManyDeadLetters(
-                f"{ratio:.1%} of the last records could not be read; max_dead_letter_ratio allows {allowed:.1%}."
+        lasted = f"for {now - since:.0f} s (limit {self._limits.refusal_timeout_s:.0f} s)"
+        if letters:
+            raise KafkaUnreachable(
+                f"the dead-letter topic '{failure.topic}' could not be written {lasted}: {failure}"
             )
-        now = self._clock.monotonic()
-        if ratio > 0.1 and now - self._letters_logged > 60:
-            self._letters_logged = now
-            log.warning("%.1f %% of the last records could not be read and were dead-lettered", ratio * 100)
+        if failure.step in {"refused", "size"}:
+            raise KafkaRefused(f"Kafka refuses {lasted}: {failure}")
 
     def _report(self) -> None:
         now = self._clock.monotonic()
@@ -328,7 +321,7 @@ class Pipeline:
         deadline = self._clock.monotonic() + self._limits.drain_timeout_s
         log.info("stopping: %d records are in flight", self._ledger.records)
         while not (
-            self.recovering or not self._ledger.records or self._abort.is_set() or self._clock.monotonic() >= deadline
+            self.recovering or not self._ledger.records or self._aborting or self._clock.monotonic() >= deadline
         ):
             self._turn(draining=True)
         if self.recovering or self._ledger.records:

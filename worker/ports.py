@@ -6,7 +6,7 @@ report to Telemetry, which must therefore be safe to call from both.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ class Polled:
             not read (CRC), with the offset after that range.
         revoked: partitions that are no longer ours; whatever of theirs is in flight must not be committed.
             Applies before `records`.
-        group: the consumer group's metadata as of this poll, for a transaction. Opaque.
+        group: the consumer group's metadata, taken before `revoked` was: when the broker accepts it in a
+            transaction, every partition that is not in `revoked` was still ours. Opaque.
     """
 
     records: dict[TopicPartition, Sequence[SourceRecord]] = field(default_factory=dict)
@@ -107,12 +108,39 @@ class Publisher(Protocol):
         """
         ...
 
-    def rebuild(self) -> None:
-        """Give up on everything sent and not acknowledged, and start afresh."""
+    def rebuild(self) -> bool:
+        """Give up on everything sent and not acknowledged, and start afresh. False: not possible yet, ask again.
+
+        Once it has returned True nothing sent before can still arrive behind what is sent from now on.
+        """
         ...
 
     def close(self) -> None:
         """Close without waiting for what is not acknowledged."""
+        ...
+
+
+class Transactions(Publisher, Protocol):
+    """A publisher whose records stay invisible to `read_committed` readers until commit()."""
+
+    def flush(self) -> None:
+        """Wait, within a bound, until every record sent has its answer.
+
+        Raises:
+            DeliveryFailed: some have none.
+        """
+        ...
+
+    def commit(self, positions: Positions, group: object) -> None:
+        """Commit everything sent since the last commit, and the positions with it.
+
+        Args:
+            positions: to commit for the consumer group.
+            group: its metadata, as Polled.group has it.
+
+        Raises:
+            DeliveryFailed: it did not succeed, or nobody knows whether it did.
+        """
         ...
 
 
@@ -150,6 +178,9 @@ class Clock(Protocol):
         ...
 
 
+ReloadOutcome = Literal["swapped", "refused"]
+
+
 class Telemetry(Protocol):
     """What the pipeline tells about itself. Every method returns quickly and never raises."""
 
@@ -169,6 +200,10 @@ class Telemetry(Protocol):
 
     def unreadable(self, stream: str, reason: Reason) -> None:
         """A record was answered `unreadable`."""
+        ...
+
+    def expired(self, stream: str) -> None:
+        """A record was answered `expired`: it was too old to be judged."""
         ...
 
     def acknowledged(self, latencies_s: NDArray[np.float64]) -> None:
@@ -197,4 +232,8 @@ class Telemetry(Protocol):
 
     def rebuilt(self, step: str) -> None:
         """Something may not have been delivered: what was in flight is read again."""
+        ...
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """A new bundle was found while running, and swapped in or refused."""
         ...

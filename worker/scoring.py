@@ -1,13 +1,15 @@
 """The scoring thread: records in, answers out. It never touches Kafka.
 
     inbox ──▶ Batcher ──▶ decode ──▶ score ──▶ judge ──▶ outbox
-                             │          │
-                             └──────────┴─▶ rejections: what cannot be read, or the model refuses
+                 │           │          │
+                 │           └──────────┴─▶ rejections: what cannot be read, or the model refuses
+                 └─▶ expired: what is too old to be worth the model's time
 
 Rules: every record of a batch is answered exactly once, whatever its neighbours do; a batch that the model
 refuses is bisected until the culprit stands alone; before any image is blamed, the golden images must score
-correctly, or the scorer itself is broken and nothing is answered. An exception ends the thread and travels to
-the I/O thread through the outbox: a dead thread is never survived in silence.
+correctly, or the scorer itself is broken and nothing is answered. The model is exchanged by this thread, between
+two batches: one model answers all of a batch. An exception ends the thread and travels to the I/O thread through
+the outbox: a dead thread is never survived in silence.
 """
 
 import threading
@@ -25,7 +27,7 @@ from worker.core.errors import Reason, Unreadable
 from worker.core.images import ImageSpec, decode_into
 from worker.core.offsets import Part
 from worker.core.progress import Progress
-from worker.core.records import OutRecord, SourceRecord, header
+from worker.core.records import MAX_CARRIED_BYTES, OutRecord, SourceRecord, header, headers_bytes
 from worker.core.verdicts import (
     VERDICT_VERSION,
     Judge,
@@ -38,6 +40,8 @@ from worker.ports import Clock, Scorer, Telemetry
 
 # How long the thread waits for work before it reports that it is alive.
 IDLE_S = 1.0
+# The reason in a verdict `expired`. Not one of errors.Reason: nothing is wrong with the record, no letter is written.
+TOO_OLD = "too_old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,11 @@ class Answers(NamedTuple):
     taken: int
 
 
+class _Replacement(NamedTuple):
+    model: Model
+    swapped: Callable[[], None]
+
+
 class Answerer:
     """Turns a batch of records into answers. Not thread-safe.
 
@@ -75,7 +84,10 @@ class Answerer:
         model: what scores and judges.
         output_topic: where verdicts go.
         stream_of: names the stream (camera, line) of a record.
-        carry_headers: names of input headers that the verdict repeats.
+        carry_headers: names of input headers that the verdict repeats, with the key, up to MAX_CARRIED_BYTES.
+        max_age_ms: records whose timestamp is older than this when their batch is answered are not judged but
+            answered `expired`; None = judge whatever its age. A record without a timestamp never expires, nor does
+            one that stands for records which Kafka could not read: those are a loss that a dead letter reports.
     """
 
     def __init__(
@@ -87,14 +99,20 @@ class Answerer:
         carry_headers: Collection[str],
         clock: Clock,
         telemetry: Telemetry,
+        max_age_ms: int | None = None,
     ) -> None:
-        self._model = model
         self._output_topic = output_topic
         self._stream_of = stream_of
         self._carry = frozenset(carry_headers)
         self._clock = clock
         self._telemetry = telemetry
+        self._max_age_ms = max_age_ms
         self._encode = msgspec.json.Encoder().encode
+        self.use(model)
+
+    def use(self, model: Model) -> None:
+        """Answer with `model` from the next batch on."""
+        self._model = model
         spec = model.spec
         shape = (model.scorer.batch_capacity, spec.height, spec.width, spec.channels)
         self._images = np.zeros(shape, np.uint8)
@@ -108,14 +126,20 @@ class Answerer:
         if not batch.parts:
             return Answers((), (), {}, self._model.judge.model.version, batch.taken)
         began = self._clock.monotonic()
+        # A record from before this is too old; before 0 there is none.
+        not_before = 0 if self._max_age_ms is None else self._clock.now_ms() - self._max_age_ms
         records: list[SourceRecord] = []
         rejections: dict[int, Unreadable] = {}
+        expired: set[int] = set()
         json_ids: dict[int, str] = {}
         readable: list[int] = []
         for part in batch.parts:
             for record in part.records:
                 index = len(records)
                 records.append(record)
+                if 0 <= (record.timestamp or -1) < not_before and part.unreadable_until is None:
+                    expired.add(index)
+                    continue
                 try:
                     json_id = self._decode(record, part.unreadable_until, self._images[len(readable)])
                 except Unreadable as rejection:
@@ -127,7 +151,7 @@ class Answerer:
         decoded = self._clock.monotonic()
         scores, errors = self._score(self._images, readable, rejections)
         scored = self._clock.monotonic()
-        verdicts = self._verdicts(records, readable, rejections, json_ids, scores, errors)
+        verdicts = self._verdicts(records, readable, rejections, expired, json_ids, scores, errors)
         self._telemetry.batch(
             records=len(records),
             wait_s=began - batch.oldest,
@@ -215,6 +239,7 @@ class Answerer:
         records: list[SourceRecord],
         readable: list[int],
         rejections: dict[int, Unreadable],
+        expired: set[int],
         json_ids: dict[int, str],
         scores: NDArray[np.float32],
         errors: NDArray[np.float32],
@@ -230,7 +255,10 @@ class Answerer:
             identity = record_id(record, json_ids.get(index))
             stream = self._stream_of(record)
             slot = slot_of.get(index)
-            if slot is None:
+            if index in expired:
+                verdict = _expired_verdict(record, identity, stream, judge, now_ms)
+                self._telemetry.expired(stream)
+            elif slot is None:
                 rejection = rejections[index]
                 verdict = unreadable_verdict(
                     record,
@@ -259,12 +287,34 @@ class Answerer:
                     None,
                     now_ms,
                 )
-            headers = (
-                [(k, v) for k, v in record.headers if k in self._carry and v is not None] if record.headers else []
-            )
-            out.append(OutRecord(self._output_topic, record.partition, record.key, self._encode(verdict), headers))
+            key, headers = record.key, []
+            if record.headers:
+                headers = [(k, v) for k, v in record.headers if k in self._carry and v is not None]
+            if (key or headers) and len(key or b"") + headers_bytes(headers) > MAX_CARRIED_BYTES:
+                key, headers = None, []
+            out.append(OutRecord(self._output_topic, record.partition, key, self._encode(verdict), headers))
         self._telemetry.scored(streams, scores, errors, judged.anomalies)
         return out
+
+
+def _expired_verdict(record: SourceRecord, identity: str, stream: str, judge: Judge, now_ms: int) -> Verdict:
+    """The answer to a record that came too late to be judged; it names the model that would have."""
+    return Verdict(
+        VERDICT_VERSION,
+        identity,
+        stream,
+        "expired",
+        TOO_OLD,
+        source_position(record),
+        judge.model,
+        None,
+        None,
+        float(judge.threshold),
+        None,
+        None,
+        None,
+        now_ms,
+    )
 
 
 class ScoringThread:
@@ -278,7 +328,7 @@ class ScoringThread:
         self._batcher = batcher
         self._clock = clock
         self._progress = progress
-        self._inbox: SimpleQueue[Chunk | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Chunk | _Replacement | None] = SimpleQueue()
         self._outbox: SimpleQueue[Answers | BaseException] = SimpleQueue()
         # A daemon: a model call that never returns must not keep a stopped process alive.
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
@@ -290,6 +340,17 @@ class ScoringThread:
     def put(self, chunk: Chunk) -> None:
         """Hand over a chunk."""
         self._inbox.put(chunk)
+
+    def replace(self, model: Model, swapped: Callable[[], None]) -> None:
+        """Have the thread answer with `model`, from the first batch that it begins after taking note of this.
+
+        Safe to call from any thread. What this thread held of the model before is released.
+
+        Args:
+            model: ready to score: whatever loading and warming up it needs is done.
+            swapped: called by the scoring thread at that moment; returns quickly and never raises.
+        """
+        self._inbox.put(_Replacement(model, swapped))
 
     def get(self, timeout_s: float) -> Answers | None:
         """The next answered batch, waiting up to `timeout_s` seconds.
@@ -317,7 +378,7 @@ class ScoringThread:
                 self._progress.done(now)
                 due = self._batcher.due_in(now)
                 try:
-                    chunk = (
+                    item = (
                         self._inbox.get(timeout=IDLE_S if due is None else due)
                         if due != 0
                         else self._inbox.get_nowait()
@@ -325,9 +386,13 @@ class ScoringThread:
                 except Empty:
                     pass
                 else:
-                    if chunk is None:
+                    if item is None:
                         return
-                    self._batcher.add(chunk)
+                    if isinstance(item, _Replacement):
+                        self._answerer.use(item.model)
+                        item.swapped()
+                    else:
+                        self._batcher.add(item)
                     continue
                 batch = self._batcher.take(self._clock.monotonic())
                 if batch is not None:

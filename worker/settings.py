@@ -153,15 +153,29 @@ class RunSettings(ConnectionSettings):
     """
 
     bundle: Path = Field(description="folder that reconstream-train wrote, or its 'current' link")
+    reload_interval_s: float = Field(
+        default=10,
+        ge=0,
+        le=86_400,
+        description="time between looks for a new bundle behind that path; 0: only at SIGHUP",
+    )
     dead_letter_topic: Topic = Field(default="dead-letters", description="topic of the records that cannot be read")
     group_id: str = Field(default="reconstream", min_length=1, max_length=249, description="consumer group")
-    delivery: Literal["at_least_once"] = Field(
-        default="at_least_once", description="guarantee: a position is committed after its answer was acknowledged"
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        default="at_least_once",
+        description="at_least_once: a position is committed after its answer was acknowledged, a fault may repeat "
+        "answers; exactly_once: answers and positions in one transaction, for read_committed readers",
     )
 
     max_batch_size: int = Field(default=256, ge=1, le=4096, description="most images in a batch")
     max_batch_delay_ms: float = Field(
         default=10, ge=0, le=60_000, description="longest wait of an image for its batch"
+    )
+    max_age_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**13,
+        description="a record whose timestamp is older is answered 'expired' without the model; off if unset",
     )
     max_in_flight_records: int = Field(
         default=4096, ge=1, le=1_000_000, description="most records read and not committed; what a crash may repeat"
@@ -178,7 +192,19 @@ class RunSettings(ConnectionSettings):
     max_image_pixels: int = Field(
         default=50_000_000, ge=1, le=1 << 30, description="largest image decoded, by what its header claims"
     )
-    commit_interval_ms: int = Field(default=500, ge=10, le=60_000, description="time between commits of positions")
+    commit_interval_ms: int = Field(
+        default=200,
+        ge=10,
+        le=5_000,
+        description="time between commits of positions; in exactly_once also how long verdicts stay invisible",
+    )
+    refusal_timeout_s: float = Field(
+        default=60,
+        ge=0,
+        le=86_400,
+        description="how long a running worker retries while Kafka refuses it (exit status 4), or while only the "
+        "dead-letter topic cannot be written (6)",
+    )
     drain_timeout_s: float = Field(
         default=25, ge=0, le=3600, description="longest time to finish what is in flight when asked to stop"
     )

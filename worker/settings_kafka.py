@@ -62,6 +62,13 @@ class KafkaSettings(BaseModel):
     client_id: str = Field(
         default="reconstream", min_length=1, max_length=200, description="name in the brokers' logs and quotas"
     )
+    group_instance_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        description="static membership: a name that no other worker of the group has; a restart within the session "
+        "timeout (8 s) then moves no partition",
+    )
     transactional_id_prefix: str = Field(
         default="reconstream",
         min_length=1,

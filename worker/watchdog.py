@@ -18,6 +18,7 @@ from worker.ports import Clock
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0
+REPORT_LIMIT_S = 5.0
 
 
 class Watchdog:
@@ -74,12 +75,18 @@ class Watchdog:
         """End the process if a thread has stalled."""
         stalled = self.stalled()
         if stalled is not None:
-            log.critical(
-                "%s (limit %s s); the process ends. Where its threads stand:\n%s", stalled, self._limit, stacks()
-            )
-            for handler in logging.getLogger().handlers:
-                handler.flush()
+            # On a thread of its own: if nobody reads the log any more, that is where all threads hang.
+            report = threading.Thread(target=self._report, args=(stalled,), name="watchdog's report", daemon=True)
+            report.start()
+            report.join(REPORT_LIMIT_S)
             self._end(ExitCode.STALLED)
+
+    def _report(self, stalled: str) -> None:
+        log.critical(
+            "%s (limit %s s); the process ends. Where its threads stand:\n%s", stalled, self._limit, stacks()
+        )
+        for handler in logging.getLogger().handlers:
+            handler.flush()
 
     def _run(self) -> None:
         while not self._stopped.wait(CHECK_INTERVAL_S):

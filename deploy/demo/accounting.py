@@ -69,7 +69,8 @@ def account(
             problems.append(f"the answer to {record.id} calls it {verdict.id}")
         if verdict.status == "unreadable":
             unreadable += 1
-        if (verdict.score is None) != (record.anomaly is None):
+        expected = "unreadable" if record.anomaly is None else "judged"
+        if verdict.status != expected or (verdict.score is None) != (record.anomaly is None):
             problems.append(f"{record.id} was answered {verdict.status} ({verdict.reason})")
         elif verdict.score is not None and record.anomaly is not None:
             scores.append(verdict.score)

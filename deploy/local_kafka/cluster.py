@@ -26,6 +26,7 @@ from deploy.local_kafka.node import HOST, ClusterError, Node, free_ports, render
 from deploy.local_kafka.settings import (
     MECHANISMS,
     PLAIN_LISTENERS,
+    PROXIED_LISTENERS,
     SECURE_LISTENERS,
     node_settings,
     scram_credentials,
@@ -44,7 +45,8 @@ class KafkaCluster:
     """A local cluster; as a context manager it is started on entry and killed on exit.
 
     root: folder of all its files; nodes: 1 or 3; secure: also SSL, SASL_PLAINTEXT and SASL_SSL listeners, with the
-    users `app` and `admin`; acls: access rules are enforced, `app` may do everything until deny_app(); config:
+    users `app` and `admin`; acls: access rules are enforced, `app` may do everything until deny_app(); proxied: a
+    second plaintext listener, which clients reach only through a proxy of the caller's, see proxy_routes; config:
     broker settings that win over ours; cache: folder of Kafka's jars.
 
     Raises JarError, ClusterError, and ValueError for arguments that contradict each other or the root's cluster.
@@ -57,6 +59,7 @@ class KafkaCluster:
         *,
         secure: bool = False,
         acls: bool = False,
+        proxied: bool = False,
         config: Mapping[str, object] | None = None,
         cache: Path | None = None,
     ) -> None:
@@ -68,7 +71,7 @@ class KafkaCluster:
         self.secure = secure
         self.acls = acls
         jars = ensure_jars(cache)
-        state = self._state({"nodes": nodes, "secure": secure, "acls": acls})
+        state = self._state({"nodes": nodes, "secure": secure, "acls": acls, "proxied": proxied})
         self.app_password: str = state["passwords"][USER]
         self.admin_password: str = state["passwords"][SUPER_USER]
         self.nodes: tuple[Node, ...] = tuple(
@@ -101,6 +104,20 @@ class KafkaCluster:
         if protocol not in self.nodes[0].ports:
             raise ValueError(f"no {protocol} listener here: SSL and SASL need KafkaCluster(..., secure=True)")
         return ",".join(node.address(protocol) for node in self.nodes)
+
+    @property
+    def proxy_routes(self) -> list[tuple[int, int]]:
+        """Of every node the port where clients expect it and the port that it listens on (proxied only).
+
+        A proxy that stands on the first and forwards to the second sees all that the clients of
+        bootstrap_for_proxy() say: Kafka sends them to the addresses that its listener advertises.
+        """
+        return [(node.ports["PROXY"], node.ports["PROXIED"]) for node in self.nodes]
+
+    @property
+    def bootstrap_for_proxy(self) -> str:
+        """host:port of every node as its proxy is to offer it (proxied only)."""
+        return ",".join(node.address("PROXY") for node in self.nodes)
 
     @property
     def ca_file(self) -> Path:
@@ -262,14 +279,15 @@ class KafkaCluster:
         path = self.root / STATE_FILE
         if path.exists():
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if any(state[key] != value for key, value in shape.items()):
-                kept = {key: state[key] for key in shape}
+            kept = {key: state.get(key, False) for key in shape}
+            if kept != shape:
                 raise ValueError(f"{self.root} holds a cluster of {kept}, asked for {dict(shape)}: use another root")
             return state
         if (self.root / "node1").exists():
             raise ClusterError(f"{self.root} holds a cluster whose preparation was interrupted: remove that folder")
         self.root.mkdir(parents=True, exist_ok=True)
         listeners = PLAIN_LISTENERS + (SECURE_LISTENERS if shape["secure"] else ())
+        listeners += PROXIED_LISTENERS if shape["proxied"] else ()
         ports = iter(free_ports(shape["nodes"] * len(listeners)))
         if shape["secure"]:
             Certificates(self.root).create(HOST, client_name=USER)

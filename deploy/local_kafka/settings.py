@@ -12,6 +12,8 @@ from deploy.local_kafka.node import Node
 
 PLAIN_LISTENERS = ("PLAINTEXT", "CONTROLLER")
 SECURE_LISTENERS = ("SSL", "SASL_PLAINTEXT", "SASL_SSL")
+# PROXIED is bound by the broker and advertised at the port PROXY, where a proxy of the caller's stands.
+PROXIED_LISTENERS = ("PROXIED", "PROXY")
 SCRAM_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 MECHANISMS = ("PLAIN", *SCRAM_MECHANISMS)
 SECURITY_PACKAGE = "org.apache.kafka.common.security"
@@ -53,9 +55,12 @@ def node_settings(
     """Settings of one of the nodes.  passwords: by user; certificates: None for a cluster without security."""
     replicas = len(nodes)
     in_sync = max(1, replicas - 1)
-    listeners = {name: f"{name}://{node.address(name)}" for name in node.ports}
+    listeners = {name: f"{name}://{node.address(name)}" for name in node.ports if name != "PROXY"}
+    advertised = {name: url for name, url in listeners.items() if name != "CONTROLLER"}
+    if "PROXY" in node.ports:
+        advertised["PROXIED"] = f"PROXIED://{node.address('PROXY')}"
     voters = ",".join(f"{other.number}@{other.address('CONTROLLER')}" for other in nodes)
-    protocols = {name: "PLAINTEXT" if name == "CONTROLLER" else name for name in node.ports}
+    protocols = {name: "PLAINTEXT" if name in {"CONTROLLER", "PROXIED"} else name for name in listeners}
     settings: dict[str, object] = {
         "node.id": node.number,
         "process.roles": "broker,controller",
@@ -63,7 +68,7 @@ def node_settings(
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "listeners": ",".join(listeners.values()),
-        "advertised.listeners": ",".join(url for name, url in listeners.items() if name != "CONTROLLER"),
+        "advertised.listeners": ",".join(advertised.values()),
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
         "log.dirs": node.folder / "data",
         "default.replication.factor": replicas,

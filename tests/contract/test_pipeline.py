@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, PixelScorer
+from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, MemoryTransactions, PixelScorer
 from tests.support.pipelines import CALIBRATION, SPEC, THRESHOLD, Running, running
 from worker.core.errors import ExitCode, Reason, ScorerBroken
 from worker.core.records import Headers, OutRecord, Record, SourceRecord, header
@@ -27,6 +27,7 @@ class World(Protocol):
     input: str
     output: str
     letters: str
+    exactly_once: bool
 
     def feed(self, records: Sequence[OutRecord]) -> None: ...
     def source(self, max_poll_records: int = 16) -> Source: ...
@@ -42,7 +43,8 @@ class World(Protocol):
 class MemoryWorld:
     input, output, letters = "images", "verdicts", "dead-letters"
 
-    def __init__(self) -> None:
+    def __init__(self, *, exactly_once: bool) -> None:
+        self.exactly_once = exactly_once
         self.broker = MemoryBroker()
         for topic in (self.input, self.output, self.letters):
             self.broker.create(topic, PARTITIONS)
@@ -55,7 +57,7 @@ class MemoryWorld:
         return MemorySource(self.broker, self.input, max_poll_records)
 
     def publisher(self) -> Publisher:
-        return MemoryPublisher(self.broker)
+        return MemoryTransactions(self.broker) if self.exactly_once else MemoryPublisher(self.broker)
 
     def answers(self, count: int) -> list[Record]:
         return self._wait(self.output, count)
@@ -74,10 +76,15 @@ class MemoryWorld:
         return self.broker.topic(topic)
 
 
+@pytest.fixture(params=["at_least_once", "exactly_once"])
+def exactly_once(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "exactly_once")
+
+
 @pytest.fixture(params=["memory", "kafka"])
-def world(request: pytest.FixtureRequest) -> World:
+def world(request: pytest.FixtureRequest, exactly_once: bool) -> World:
     if request.param == "memory":
-        return MemoryWorld()
+        return MemoryWorld(exactly_once=exactly_once)
     kafka_world: World = request.getfixturevalue("kafka_world")
     return kafka_world
 
@@ -89,6 +96,7 @@ def run(world: World, scorer: PixelScorer | None = None, **limits: Any) -> Any:
         output_topic=world.output,
         dead_letter_topic=world.letters,
         scorer=scorer,
+        exactly_once=world.exactly_once,
         **limits,
     )
 
@@ -224,6 +232,28 @@ def test_an_image_that_the_model_refuses_stands_alone(world: World, bad: list[in
     assert [i for i, verdict in enumerate(verdicts) if verdict["reason"] == Reason.MODEL_REFUSED] == bad
     good = [verdict["score"] for i, verdict in enumerate(verdicts) if i not in bad]
     assert good == pytest.approx([(50 / 255) ** 2] * (8 - len(bad)), rel=1e-5)
+
+
+def test_a_key_and_headers_that_no_answer_can_carry_stop_nothing(world: World) -> None:
+    key, trace = b"k" * 900_000, b"t" * 20_000
+    world.feed(
+        [
+            record(world, 0, image(10), key),
+            record(world, 0, b"junk", b"k", [("traceparent", trace)]),
+            record(world, 0, image(30), b"small", [("traceparent", b"small")]),
+        ]
+    )
+    with run(world) as worker:
+        answers = world.answers(3)
+        [letter] = world.dead_letters(1)
+        assert worker.stop() is ExitCode.STOPPED
+    assert [(answer.key, list(answer.headers)) for answer in answers] == [
+        (None, []),
+        (None, []),
+        (b"small", [("traceparent", b"small")]),
+    ]
+    assert [json.loads(answer.value or b"")["source"]["offset"] for answer in answers] == [0, 1, 2]
+    assert header(letter.headers, "traceparent") == trace
 
 
 def test_a_score_that_is_not_finite_is_never_published(world: World) -> None:

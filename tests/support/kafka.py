@@ -7,7 +7,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 
-from worker.adapters.kafka_publisher import KafkaPublisher
+from worker.adapters.kafka_publisher import KafkaPublisher, KafkaTransactions
 from worker.adapters.kafka_source import KafkaSource
 from worker.core.records import OutRecord, Record
 from worker.ports import Publisher, Source
@@ -80,9 +80,19 @@ def committed(options: Mapping[str, object], group: str, topic: str) -> dict[int
 class KafkaWorld:
     """What tests/contract needs of a broker; see World there."""
 
-    def __init__(self, options: Mapping[str, object], input: str, output: str, letters: str, group: str) -> None:  # noqa: A002
+    def __init__(
+        self,
+        options: Mapping[str, object],
+        input: str,  # noqa: A002 - the contract's name
+        output: str,
+        letters: str,
+        *,
+        group: str,
+        exactly_once: bool,
+    ) -> None:
         self.options = options
         self.input, self.output, self.letters, self.group = input, output, letters, group
+        self.exactly_once = exactly_once
         self._closers: list[Callable[[], None]] = []
 
     def feed(self, records: Sequence[OutRecord]) -> None:
@@ -100,7 +110,12 @@ class KafkaWorld:
         return source
 
     def publisher(self) -> Publisher:
-        publisher = KafkaPublisher(self.options, max_message_bytes=1 << 20, topic_limits={})
+        limits: dict[str, int] = {}
+        publisher = (
+            KafkaTransactions(self.options, max_message_bytes=1 << 20, topic_limits=limits, id_prefix="test")
+            if self.exactly_once
+            else KafkaPublisher(self.options, max_message_bytes=1 << 20, topic_limits=limits)
+        )
         self._closers.append(publisher.close)
         return publisher
 

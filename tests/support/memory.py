@@ -19,7 +19,7 @@ class MemoryBroker:
     """Topics as lists of records; thread-safe."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Condition(threading.RLock())
         self._logs: dict[TopicPartition, list[Record]] = {}
         self.committed: dict[TopicPartition, int] = {}
 
@@ -195,11 +195,58 @@ class MemoryPublisher:
         for ticket in self._held:
             ticket.done.set()
 
-    def rebuild(self) -> None:
+    def rebuild(self) -> bool:
         self.rebuilds += 1
+        return True
 
     def close(self) -> None:
         pass
+
+
+class MemoryTransactions(MemoryPublisher):
+    """Fulfils worker.ports.Transactions: nothing is in the broker before commit(), and positions come with it.
+
+    `failing_commits` counts down commits that fail; `fenced` makes all fail, as for a zombie.
+    """
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self._staged: list[OutRecord] = []
+        self.failing_commits = 0
+        self.commits = 0
+
+    def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
+        if self.failures:
+            return MemoryTicket(self.failures.popleft())
+        for index, record in enumerate(records):
+            if self.refuse_above is not None and len(record.value or b"") >= self.refuse_above:
+                return MemoryTicket(RecordRefused(index, "the test's limit"))
+        self._staged += records
+        ticket = MemoryTicket()
+        self._held.append(ticket)
+        if not self.hold:
+            ticket.done.set()
+        return ticket
+
+    def flush(self) -> None:
+        if self.hold:
+            raise DeliveryFailed("publish", "the test holds the acknowledgements")
+
+    def commit(self, positions: Positions, group: object) -> None:
+        if self.failing_commits:
+            self.failing_commits -= 1
+            raise DeliveryFailed("commit", "the test lets this commit fail")
+        with self._broker.changed:
+            for record in self._staged:
+                self._broker.append(record)
+            self._staged.clear()
+            self._broker.committed.update(positions)
+            self._broker.changed.notify_all()
+        self.commits += 1
+
+    def rebuild(self) -> bool:
+        self._staged.clear()
+        return super().rebuild()
 
 
 class PixelScorer:
@@ -238,12 +285,17 @@ class SilentTelemetry:
 
     def __init__(self) -> None:
         self.rebuilt_steps: list[str] = []
+        self.expired_streams: list[str] = []
+        self.reloads: list[str] = []
 
     def scored(self, streams: object, scores: object, errors: object, anomalies: object) -> None: ...
 
     def batch(self, **_: object) -> None: ...
 
     def unreadable(self, stream: str, reason: object) -> None: ...
+
+    def expired(self, stream: str) -> None:
+        self.expired_streams.append(stream)
 
     def acknowledged(self, latencies_s: object) -> None: ...
 
@@ -255,3 +307,6 @@ class SilentTelemetry:
 
     def rebuilt(self, step: str) -> None:
         self.rebuilt_steps.append(step)
+
+    def reloaded(self, outcome: str) -> None:
+        self.reloads.append(outcome)

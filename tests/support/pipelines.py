@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from worker.core.images import ImageSpec
 from worker.core.progress import Progress
 from worker.core.records import SourceRecord
 from worker.core.verdicts import Judge, ModelName
+from worker.delivery import AtLeastOnce, ExactlyOnce
+from worker.letters import DeadLetters
 from worker.pipeline import Limits, Pipeline
-from worker.ports import Publisher, Source
+from worker.ports import Publisher, Source, Transactions
 from worker.scoring import Answerer, Model, ScoringThread
 
 SPEC = ImageSpec(2, 3, 1)
@@ -56,6 +58,7 @@ def limits(**changes: Any) -> Limits:
         "max_in_flight_bytes": 1 << 20,
         "commit_interval_s": 0.05,
         "drain_timeout_s": 10,
+        "refusal_timeout_s": 10,
     }
     return Limits(**{**values, **changes})
 
@@ -68,9 +71,13 @@ def running(
     output_topic: str,
     dead_letter_topic: str,
     scorer: PixelScorer | None = None,
+    exactly_once: bool = False,
+    max_dead_letter_ratio: float | None = None,
+    dead_letter_window: int = 1000,
     **limit_changes: Any,
 ) -> Iterator[Running]:
-    """Run a pipeline with a PixelScorer until the block ends."""
+    """Run a pipeline with a PixelScorer until the block ends. `exactly_once` needs a publisher of transactions."""
+    guarantee = ExactlyOnce(cast("Transactions", publisher)) if exactly_once else AtLeastOnce(source)
     scorer = scorer if scorer is not None else PixelScorer()
     clock, telemetry = SystemClock(), SilentTelemetry()
 
@@ -95,12 +102,19 @@ def running(
     pipeline = Pipeline(
         source=source,
         publisher=publisher,
+        guarantee=guarantee,
         scoring=scoring,
+        letters=DeadLetters(
+            dead_letter_topic,
+            worker_version="test",
+            accepts=publisher.accepts,
+            clock=clock,
+            max_ratio=max_dead_letter_ratio,
+            window=dead_letter_window,
+        ),
         clock=clock,
         telemetry=telemetry,
         limits=limits(**limit_changes),
-        dead_letter_topic=dead_letter_topic,
-        worker_version="test",
         progress=Progress("io", now),
     )
     outcome: list[ExitCode | BaseException] = []

@@ -1,7 +1,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.adapters.kafka_admin import DEAD_LETTER_ROOM_BYTES, Problem, TopicState, error_of, in_order, judge_topics
+from worker.adapters.kafka_admin import (
+    DEAD_LETTER_ROOM_BYTES,
+    OUTPUT_BYTES,
+    Problem,
+    TopicState,
+    error_of,
+    in_order,
+    judge_topics,
+)
 from worker.core.errors import BundleError, ConfigurationError, ExitCode, KafkaRefused, KafkaUnreachable
 
 KINDS = ("configuration", "bundle", "unreachable", "refused")
@@ -44,6 +52,7 @@ def test_topics_without_a_problem_can_hold_every_answer(
             or letters.max_message_bytes >= source.max_message_bytes + DEAD_LETTER_ROOM_BYTES
         )
         and "compact" not in (output.cleanup_policy or "")
+        and (output.max_message_bytes is None or output.max_message_bytes >= OUTPUT_BYTES)
     )
     assert any(problem.kind == "refused" for problem in problems) != fits
 

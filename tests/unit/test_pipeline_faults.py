@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 
 from tests.contract.test_pipeline import by_position, image, in_flight, wait_for
 from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, PixelScorer
-from tests.support.pipelines import running
+from tests.support.pipelines import Running, running
 from worker.core.errors import DeliveryFailed, ExitCode, TooManyDeadLetters
 from worker.core.records import OutRecord, TopicPartition, header
 
@@ -28,8 +30,10 @@ def feed(broker: MemoryBroker, count: int, value: bytes | None = None) -> None:
         broker.append(OutRecord(IN, i % 2, None, image(i % 256) if value is None else value, []), timestamp=1)
 
 
-def start(broker: MemoryBroker, source: MemorySource, publisher: MemoryPublisher, **more: object):  # type: ignore[no-untyped-def]
-    return running(source, publisher, output_topic=OUT, dead_letter_topic=LETTERS, **more)  # type: ignore[arg-type]
+def start(
+    broker: MemoryBroker, source: MemorySource, publisher: MemoryPublisher, **more: Any
+) -> AbstractContextManager[Running]:
+    return running(source, publisher, output_topic=OUT, dead_letter_topic=LETTERS, **more)
 
 
 def offsets(broker: MemoryBroker) -> Counter[tuple[int, int]]:

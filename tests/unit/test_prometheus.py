@@ -154,6 +154,21 @@ def test_judged_messages_and_anomalies_are_counted_by_stream(desk: Desk) -> None
     assert scraped("stream_last_message_timestamp_seconds", stream="c") == 1_700_000_000.5
 
 
+def test_expired_messages_are_counted_and_no_dead_letters(desk: Desk) -> None:
+    desk.telemetry.expired("left")
+    desk.telemetry.expired("left")
+    scraped = desk.scrape()
+    assert scraped("messages_total", status="expired", stream="left") == 2
+    assert scraped("stream_last_message_timestamp_seconds", stream="left") == 1_700_000_000.5
+    assert sum(scraped.by("dead_letters_total", "reason").values()) == 0
+
+
+def test_reloads_start_at_zero_for_every_outcome(desk: Desk) -> None:
+    assert desk.scrape().by("reloads_total", "outcome") == {"swapped": 0, "refused": 0}
+    desk.telemetry.reloaded("refused")
+    assert desk.scrape().by("reloads_total", "outcome") == {"swapped": 0, "refused": 1}
+
+
 def test_streams_beyond_the_limit_become_other(desk: Desk) -> None:
     for index in range(MAX_STREAMS + 36):
         desk.score(0.001, stream=f"camera-{index}")

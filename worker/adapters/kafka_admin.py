@@ -26,6 +26,7 @@ from kafka.net.compat import KafkaNetClient
 from worker.core.errors import BundleError, ConfigurationError, KafkaRefused, KafkaUnreachable, ReconstreamError
 
 # A dead letter is its record and headers that say what was wrong.
+OUTPUT_BYTES = 64 << 10
 DEAD_LETTER_ROOM_BYTES = 64 << 10
 MAX_MESSAGE_BYTES = "max.message.bytes"
 # How the client's log begins to tell why it could not connect.
@@ -137,6 +138,14 @@ def judge_topics(
                 "refused",
                 f"output topic '{output.name}' has {CLEANUP_POLICY}={output.cleanup_policy}: compaction removes all "
                 "verdicts of a key but the last. Expected delete.",
+            )
+        )
+    if output is not None and (output.max_message_bytes or OUTPUT_BYTES) < OUTPUT_BYTES:
+        problems.append(
+            Problem(
+                "refused",
+                f"output topic '{output.name}' accepts {output.max_message_bytes} bytes, expected at least "
+                f"{OUTPUT_BYTES}: a verdict with its record's key. Set {MAX_MESSAGE_BYTES}={OUTPUT_BYTES} or more.",
             )
         )
     limit = source.max_message_bytes

@@ -7,26 +7,45 @@ a doubtful past is sent again behind the pipeline's back.
 
 import contextlib
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lz4.frame
 from kafka import KafkaProducer
+from kafka import TopicPartition as ClientPartition
 from kafka.errors import (
     AuthorizationError,
+    CommitFailedError,
+    FencedInstanceIdError,
+    IllegalGenerationError,
+    InvalidTopicError,
     KafkaError,
     MessageSizeTooLargeError,
+    ProducerFencedError,
     RecordListTooLargeError,
+    UnknownMemberIdError,
+    UnknownTopicOrPartitionError,
 )
+from kafka.structs import OffsetAndMetadata
 
-from worker.core.errors import DeliveryFailed, KafkaRefused
-from worker.core.records import OutRecord
+from worker.core.errors import DeliveryFailed
+from worker.core.records import OutRecord, Positions
 from worker.ports import RecordRefused
 
 log = logging.getLogger(__name__)
 
-# Long enough for a broker's restart or a leader's change; after it the pipeline rebuilds and reads again.
-DELIVERY_TIMEOUT_MS = 60_000
+# Longer than a broker's restart: what waits is sent when it is back, in order and once. What outlives it is read
+# again. (Were it short, a later batch could be accepted before an earlier one, given up, is sent anew.)
+DELIVERY_TIMEOUT_MS = 120_000
 REQUEST_TIMEOUT_MS = 15_000
+# A killed worker's open transaction hides everything behind it from read_committed readers for this long. A delivery
+# must be decided before, and a request before the delivery.
+TRANSACTION_TIMEOUT_MS = 8_000
+DELIVERY_IN_TRANSACTION_MS = 6_000
+REQUEST_IN_TRANSACTION_MS = 3_000
+ABORT_TIMEOUT_MS = 2_000
+CLOSE_TIMEOUT_S = 2.0
 # How long send() may wait for metadata: the I/O thread must not stand still for longer.
 MAX_BLOCK_MS = 5_000
 # Small batches leave at once under light load, and fill under heavy load.
@@ -38,13 +57,23 @@ HEADER_OVERHEAD_BYTES = 10
 # Headers and key come on top of the largest message's value.
 REQUEST_OVERHEAD_BYTES = 1 << 20
 
+_FENCED = (
+    ProducerFencedError,
+    CommitFailedError,
+    IllegalGenerationError,
+    UnknownMemberIdError,
+    FencedInstanceIdError,
+)
+_REFUSED = (AuthorizationError, InvalidTopicError, UnknownTopicOrPartitionError)
+
 
 class KafkaTicket:
     """The futures of records that were sent together; fulfils worker.ports.Ticket."""
 
-    __slots__ = ("_futures",)
+    __slots__ = ("_futures", "_records")
 
-    def __init__(self, futures: list[object]) -> None:
+    def __init__(self, records: Sequence[OutRecord], futures: list[Any]) -> None:
+        self._records = records
         self._futures = futures
 
     def settled(self) -> bool:
@@ -55,11 +84,11 @@ class KafkaTicket:
             future = futures[-1]
             if isinstance(future, RecordRefused):
                 raise future
-            if not future.is_done:  # type: ignore[attr-defined]
+            if not future.is_done:
                 return False
-            error = future.exception  # type: ignore[attr-defined]
-            if error is not None:
-                raise _failure(error, len(futures) - 1) from error
+            if future.exception is not None:
+                index = len(futures) - 1
+                raise _failure(future.exception, index, self._records[index].topic) from future.exception
             futures.pop()
         return True
 
@@ -95,52 +124,178 @@ class KafkaPublisher:
 
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
         """See worker.ports.Publisher."""
-        futures: list[object] = []
+        futures: list[Any] = []
         try:
-            if self._producer is None:
-                self._producer = self._connect()
-            send = self._producer.send
+            send = self._connected().send
             for topic, partition, key, value, headers in records:
                 futures.append(send(topic, value, key, headers, partition))
         except MessageSizeTooLargeError as error:
             futures.append(RecordRefused(len(futures), str(error)))
         except KafkaError as error:
-            raise _failure(error, len(futures)) from error
-        return KafkaTicket(futures)
+            raise _failure(error, len(futures), records[len(futures)].topic) from error
+        except ValueError as error:
+            # The client's word for a partition that its metadata does not have; the rebuild brings a fresh one.
+            topic, partition = records[len(futures)][:2]
+            raise DeliveryFailed("refused", f"'{topic}' has no partition {partition}: {error}", topic) from error
+        return KafkaTicket(records, futures)
 
-    def rebuild(self) -> None:
+    def rebuild(self) -> bool:
         """See worker.ports.Publisher. The next send() connects anew."""
         self.close()
+        return True
 
     def close(self) -> None:
         """Close without waiting: what is not acknowledged by now is not counted as sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            # flush(0) within close() says that it did not wait for what is under way.
+            # close(timeout=0) alone raises before it has closed anything, and the sender goes on delivering.
+            producer._sender.force_close()
+            producer._sender.join(CLOSE_TIMEOUT_S)
             with contextlib.suppress(KafkaError):
                 producer.close(timeout=0)
 
-    def _connect(self) -> KafkaProducer:
+    def _connected(self) -> KafkaProducer:
+        if self._producer is None:
+            self._producer = self._connect()
+        return self._producer
+
+    def _connect(self, **more: object) -> KafkaProducer:
         return KafkaProducer(
-            acks="all",
-            enable_idempotence=True,
-            allow_auto_create_topics=False,
-            compression_type="lz4",
-            linger_ms=LINGER_MS,
-            batch_size=BATCH_BYTES,
-            max_request_size=self._max_request_size,
-            delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-            max_block_ms=MAX_BLOCK_MS,
-            bootstrap_timeout_ms=MAX_BLOCK_MS,
-            **self._options,
+            **{
+                "acks": "all",
+                "enable_idempotence": True,
+                "allow_auto_create_topics": False,
+                "compression_type": "lz4",
+                "linger_ms": LINGER_MS,
+                "batch_size": BATCH_BYTES,
+                "max_request_size": self._max_request_size,
+                "delivery_timeout_ms": DELIVERY_TIMEOUT_MS,
+                "request_timeout_ms": REQUEST_TIMEOUT_MS,
+                "max_block_ms": MAX_BLOCK_MS,
+                "bootstrap_timeout_ms": MAX_BLOCK_MS,
+                **self._options,
+                **more,
+            }
         )
 
 
-def _failure(error: BaseException, index: int) -> Exception:
+class KafkaTransactions(KafkaPublisher):
+    """Fulfils worker.ports.Transactions.
+
+    The transactional id is this process's own: what an earlier producer of this process left open ends when
+    the next one initialises (KIP-98), what a killed process left open ends after TRANSACTION_TIMEOUT_MS. That
+    a successor may already own our partitions is what the group's metadata is for.
+
+    Args:
+        id_prefix: first part of the transactional id, for ACLs.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, object],
+        *,
+        max_message_bytes: int,
+        topic_limits: Mapping[str, int],
+        id_prefix: str,
+    ) -> None:
+        super().__init__(options, max_message_bytes=max_message_bytes, topic_limits=topic_limits)
+        self._id = f"{id_prefix}-{uuid.uuid4().hex}"
+        self._open = False
+
+    def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
+        """See worker.ports.Publisher. Begins a transaction where none is open."""
+        try:
+            producer = self._connected()
+            if not self._open:
+                producer.begin_transaction()
+                self._open = True
+        except KafkaError as error:
+            raise _failure(error, 0, None) from error
+        return super().send(records)
+
+    def flush(self) -> None:
+        """See worker.ports.Transactions."""
+        try:
+            self._connected().flush(timeout=DELIVERY_IN_TRANSACTION_MS / 1000)
+        except KafkaError as error:
+            raise _failure(error, 0, None) from error
+
+    def commit(self, positions: Positions, group: object) -> None:
+        """See worker.ports.Transactions."""
+        offsets = {
+            ClientPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()
+        }
+        if not getattr(group, "member_id", "") or getattr(group, "generation_id", -1) < 0:
+            # Without a member's name and generation the broker would accept positions from anybody.
+            raise DeliveryFailed("fenced", "this worker is no member of the consumer group now")
+        if not self._open:
+            # Positions without answers: every record of them belongs to a range that needed none.
+            self.send(())
+        self._bounded("send_offsets_to_transaction", offsets, group)
+        self._bounded("begin_commit")
+        self._open = False
+
+    def rebuild(self) -> bool:
+        """See worker.ports.Publisher: connects at once, because that ends what was left open."""
+        self.close()
+        try:
+            self._connected()
+        except DeliveryFailed as error:
+            log.debug("no new producer yet: %s", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Abort what is open, within a bound, and close."""
+        if self._open and self._producer is not None:
+            self._open = False
+            # A failure leaves it to the next producer of this id, or to the broker's timeout.
+            with contextlib.suppress(DeliveryFailed):
+                self._bounded("begin_abort", timeout_ms=ABORT_TIMEOUT_MS)
+        super().close()
+
+    def _connect(self, **more: object) -> KafkaProducer:
+        producer = None
+        try:
+            producer = super()._connect(
+                transactional_id=self._id,
+                transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+                delivery_timeout_ms=DELIVERY_IN_TRANSACTION_MS,
+                request_timeout_ms=REQUEST_IN_TRANSACTION_MS,
+                **more,
+            )
+            producer.init_transactions()
+        except KafkaError as error:
+            if producer is not None:
+                with contextlib.suppress(KafkaError):
+                    producer.close(timeout=0)
+            raise _failure(error, 0, None) from error
+        return producer
+
+    def _bounded(self, step: str, *arguments: object, timeout_ms: int = DELIVERY_IN_TRANSACTION_MS) -> None:
+        """Take a step of the transaction's end, and wait for it, but not for ever.
+
+        kafka-python's own send_offsets_to_transaction(), commit_transaction() and abort_transaction() do the
+        same and wait without a bound: one was seen to block for 10 minutes. This is the one place that goes
+        around them.
+        """
+        producer = self._connected()
+        try:
+            result = getattr(producer._transaction_manager, step)(*arguments)
+            producer._sender.wakeup()
+            if not result.wait(timeout_ms):
+                raise DeliveryFailed("commit", f"{step}: no answer within {timeout_ms} ms")
+        except KafkaError as error:
+            raise _failure(error, 0, None, step="commit") from error
+
+
+def _failure(error: BaseException, index: int, topic: str | None, step: str = "publish") -> Exception:
     """What a client's error means to the pipeline."""
     if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
         return RecordRefused(index, str(error))
-    if isinstance(error, AuthorizationError):
-        return KafkaRefused(f"Kafka does not let us write: {error!r}")
-    return DeliveryFailed("publish", f"answers could not be delivered: {error!r}")
+    if isinstance(error, _FENCED):
+        return DeliveryFailed("fenced", f"somebody else has taken over: {error!r}", topic)
+    if isinstance(error, _REFUSED):
+        where = f" to '{topic}'" if topic else ""
+        return DeliveryFailed("refused", f"Kafka does not let us write{where}: {error!r}", topic)
+    return DeliveryFailed(step, f"answers could not be delivered: {error!r}", topic)

@@ -3,9 +3,13 @@
 Rules: nothing is committed but by commit(); only committed records are read (`read_committed`, which is also
 what makes committed() wait for a transaction's end); no deserializer, since one that raises stops the
 partition for ever; what the client cannot parse is stepped past, offset by offset, and reported as a range.
+
+The client hands out a batch's records until it meets what it cannot parse, and nothing behind it: one wrong CRC, or
+one header whose name is not UTF-8, makes a range of the rest of its producer's batch.
 """
 
 import logging
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer
@@ -14,9 +18,10 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import (
     AuthorizationError,
     CommitFailedError,
+    FencedInstanceIdError,
     KafkaError,
     RebalanceInProgressError,
-    RetriableError,
+    UnsupportedCodecError,
 )
 from kafka.structs import MemberState, OffsetAndMetadata
 
@@ -27,8 +32,8 @@ from worker.ports import Polled
 log = logging.getLogger(__name__)
 
 # A killed worker's partitions move on after this long; three heartbeats fit into it.
-SESSION_TIMEOUT_MS = 10_000
-HEARTBEAT_INTERVAL_MS = 3_000
+SESSION_TIMEOUT_MS = 8_000
+HEARTBEAT_INTERVAL_MS = 2_000
 # The rebalance waits this long for a member that does not poll. Ours polls several times a second whatever the
 # model does, so this only bounds what a hung process costs the group.
 MAX_POLL_INTERVAL_MS = 60_000
@@ -63,6 +68,7 @@ class KafkaSource:
         options: how to reach Kafka, as kafka-python names it.
         topic: to read.
         group_id: of the consumer group.
+        group_instance_id: this member's own name, for static membership; None: a dynamic member.
         max_poll_records: the most that one poll brings.
         max_message_bytes: of a record; what a fetch must be able to hold.
 
@@ -76,12 +82,14 @@ class KafkaSource:
         *,
         topic: str,
         group_id: str,
+        group_instance_id: str | None = None,
         max_poll_records: int,
         max_message_bytes: int,
     ) -> None:
         try:
             self._consumer = KafkaConsumer(
                 group_id=group_id,
+                group_instance_id=group_instance_id,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
@@ -95,6 +103,8 @@ class KafkaSource:
                 max_partition_fetch_bytes=max(PARTITION_FETCH_BYTES, max_message_bytes),
                 **options,
             )
+            # Without the topic's metadata a group's first assignment is empty, and a second join follows.
+            self._consumer.partitions_for_topic(topic)
         except KafkaError as error:
             raise KafkaUnreachable(f"Kafka cannot be reached: {error}") from error
         self._topic = topic
@@ -110,23 +120,30 @@ class KafkaSource:
         """See worker.ports.Source.
 
         Raises:
-            KafkaRefused: reading is not allowed.
+            DeliveryFailed: reading is not allowed.
         """
         if self._paused:
             self._consumer.pause(*(set(self._consumer.assignment()) - set(self._consumer.paused())))
         try:
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         except AuthorizationError as error:
-            raise KafkaRefused(f"Kafka does not let us read '{self._topic}': {error}") from error
-        except RetriableError as error:
-            log.debug("poll: %s", error)
-            fetched = {}
+            raise DeliveryFailed("refused", f"Kafka does not let us read '{self._topic}': {error!r}") from error
+        except FencedInstanceIdError as error:
+            raise KafkaRefused(
+                f"another member of the group has this worker's group_instance_id; each needs its own: {error!r}"
+            ) from error
         except Exception as error:
             if not self._step_past(error):
-                raise
+                if not isinstance(error, KafkaError):
+                    raise
+                if not error.retriable:
+                    raise DeliveryFailed("refused", f"the consumer cannot read '{self._topic}': {error!r}") from error
+                log.debug("poll: %r", error)
             fetched = {}
+        # Before the revocations: a generation that came after them may not vouch for what they took.
+        group = self._consumer.group_metadata()
         revoked = frozenset(self._listener.revoked)
-        self._listener.revoked.clear()
+        self._listener.revoked.difference_update(revoked)
         for partition in revoked:
             for state in (self._next, self._stuck, self._held):
                 state.pop(partition, None)
@@ -138,7 +155,7 @@ class KafkaSource:
             records[partition] = [*records.get(partition, ()), *batch] if partition in records else batch
             self._next[partition] = batch[-1].offset + 1
         unreadable_until = self._report_stuck(records) if self._stuck else {}
-        return Polled(records, unreadable_until, revoked, self._consumer.group_metadata())
+        return Polled(records, unreadable_until, revoked, group)
 
     def assignment(self) -> set[TopicPartition]:
         """See worker.ports.Source."""
@@ -160,7 +177,9 @@ class KafkaSource:
         except RebalanceInProgressError:
             return False
         except CommitFailedError as error:
-            raise DeliveryFailed("commit", f"the group moved on without us: {error}") from error
+            raise DeliveryFailed("fenced", f"the group moved on without us: {error}") from error
+        except AuthorizationError as error:
+            raise DeliveryFailed("refused", f"Kafka does not let us commit positions: {error!r}") from error
         except KafkaError as error:
             raise DeliveryFailed("commit", f"positions could not be committed: {error!r}") from error
         return True
@@ -176,6 +195,9 @@ class KafkaSource:
                     self._consumer.seek_to_beginning(partition)
                 else:
                     self._consumer.seek(partition, committed)
+                    self._next[TopicPartition(*partition)] = committed
+            except AuthorizationError as error:
+                raise DeliveryFailed("refused", f"Kafka does not show us our positions: {error!r}") from error
             except KafkaError as error:
                 # An open transaction answers with a timeout; so does an absent broker.
                 log.debug("committed(%s): %r", partition, error)
@@ -220,8 +242,12 @@ class KafkaSource:
     def _step_past(self, error: Exception) -> bool:
         """Seek one offset past what raised. False: it was not a partition's data."""
         part = self._consumer._fetcher._next_partition_records
-        if part is None:
+        # Only what was raised while this partition's records were taken: a step past a sound record would lose it.
+        frames = traceback.walk_tb(error.__traceback__)
+        if part is None or not any(frame.f_code is type(part).take.__code__ for frame, _ in frames):
             return False
+        if isinstance(error, UnsupportedCodecError):
+            return False  # the data is sound, this installation lacks a library
         client_partition, offset = part.topic_partition, part.next_fetch_offset
         partition = TopicPartition(*client_partition)
         first, at = self._stuck.get(partition, (offset, offset))
@@ -229,6 +255,8 @@ class KafkaSource:
             log.warning("%s-%d cannot be read at offset %d: %s", *partition, offset, error)
         step_to = max(at, offset) + 1
         self._stuck[partition] = (first, step_to)
+        # Its generator is dead and yet looks alive: a seek back to where it stands would make poll() loop for ever.
+        part.drain()
         self._consumer.seek(client_partition, step_to)
         return True
 
@@ -239,8 +267,8 @@ class KafkaSource:
             end = self._consumer.highwater(ClientPartition(*partition))
             if partition in records:
                 self._held[partition] = records[partition]
-            elif end is None or end > tried:
-                continue
+            elif end is None or self._consumer.position(ClientPartition(*partition)) < end:
+                continue  # beyond the end, or only a transaction's markers on the way to it: nothing more will come
             del self._stuck[partition]
             records[partition] = [Record(*partition, first)]
             reported[partition] = tried

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.core.bundle import Bundle, scores_agree
-from worker.core.errors import BundleError, ScorerBroken
+from worker.core.errors import BundleError, ScorerBroken, Unreadable
 from worker.core.images import decode
 
 log = logging.getLogger(__name__)
@@ -34,15 +34,17 @@ def select_backend(name: str) -> None:
     """Import Keras on a backend. Before anything else in this process imports it.
 
     Raises:
-        BundleError: the backend is unknown, or Keras runs on another one already.
+        BundleError: the backend is unknown or not installed, or Keras runs on another one already.
     """
     if name not in BACKENDS:
         raise BundleError(f"the bundle wants the Keras backend '{name}'; known are {', '.join(BACKENDS)}.")
     os.environ.setdefault("KERAS_BACKEND", name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _notices_to_log():
-        import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
-
+    try:
+        with _notices_to_log():
+            import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
+    except ImportError as error:
+        raise BundleError(f"the bundle wants the Keras backend '{name}'; it is not installed: {error}") from error
     if keras.backend.backend() != name:
         raise BundleError(
             f"Keras runs on '{keras.backend.backend()}' in this process, the bundle wants '{name}'; "
@@ -125,14 +127,14 @@ class KerasScorer:
             )
         try:
             model = keras.models.load_model(bundle.scorer_path, compile=False, safe_mode=True)
-            names = set(model.output) if isinstance(model.output, dict) else set()
-            shape = tuple(model.inputs[0].shape[1:])
+            interface = _interface(model)
         except Exception as error:  # Keras raises whatever a broken archive leads to
             raise BundleError(f"{bundle.scorer_path} cannot be loaded by Keras: {error}") from error
-        if names != {"score", "error", "reconstruction"} or shape != manifest.input_shape:
+        images, one_each = (None, *manifest.input_shape), ("float32", (None,))
+        expected = {"score": one_each, "error": one_each, "reconstruction": ("float32", images)}
+        if interface != ([("uint8", images)], expected):
             raise BundleError(
-                f"{bundle.scorer_path} maps {shape} to {sorted(names)}; expected {manifest.input_shape} to "
-                "score, error and reconstruction."
+                f"{bundle.scorer_path} maps {interface[0]} to {interface[1]}; expected uint8 {images} to {expected}."
             )
         if weights_sha256(model) != manifest.weights_sha256:
             raise BundleError(f"{bundle.scorer_path}: its weights are not those that the manifest names.")
@@ -191,6 +193,16 @@ class KerasScorer:
         return result
 
 
+Tensor = tuple[str, tuple[int | None, ...]]
+"""Type and shape; None is the batch's size."""
+
+
+def _interface(model: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What a model takes, and what it gives by name."""
+    inputs = [(tensor.dtype, tuple(tensor.shape)) for tensor in model.inputs]
+    return inputs, {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in dict(model.output).items()}
+
+
 def verify_golden(scorer: KerasScorer, bundle: Bundle) -> None:
     """Score the bundle's golden images and compare, within the bundle's tolerance.
 
@@ -198,7 +210,10 @@ def verify_golden(scorer: KerasScorer, bundle: Bundle) -> None:
         BundleError: they do not score as they did when the bundle was written.
     """
     spec = bundle.image_spec()
-    images = np.stack([decode(image, None, spec).image for image in bundle.golden.images])
+    try:
+        images = np.stack([decode(image, None, spec).image for image in bundle.golden.images])
+    except Unreadable as error:
+        raise BundleError(f"a golden image of '{bundle.folder.name}' cannot be read: {error}") from error
     scores, errors = scorer.score_all(images)
     if not scores_agree(scores, bundle.golden.scores, bundle.tolerance) or not scores_agree(
         errors, bundle.golden.errors, bundle.tolerance

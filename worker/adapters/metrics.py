@@ -212,6 +212,13 @@ REBUILDS = Metric(
     "restarted. Steadily: read the log for the cause; verdicts may repeat.",
     ("cause",),
 )
+RELOADS = Metric(
+    "reloads_total",
+    "counter",
+    "New bundles found while running, by outcome: swapped, or refused, and then the one before goes on judging. Any "
+    "refused: the log says why; put it right or switch 'current' back.",
+    ("outcome",),
+)
 READY = Metric(
     "ready",
     "gauge",
@@ -230,5 +237,5 @@ METRICS = (
     *(SCORE, ERROR, RATIO, THRESHOLD, MODEL, CALIBRATION, DEVICE),
     *(BATCH_SIZE, WAIT, DECODE, INFERENCE, COMMIT, COMMITTED, LATENCY, CLOCK_SKEW),
     *(LAG, ASSIGNED, PAUSED, IN_FLIGHT_RECORDS, IN_FLIGHT_BYTES, REBALANCES, REVOKED, REBUILDS),
-    *(READY, LAST_PROGRESS),
+    *(RELOADS, READY, LAST_PROGRESS),
 )

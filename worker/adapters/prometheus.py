@@ -23,7 +23,7 @@ from worker.adapters.metrics import Family, Metric
 from worker.core.errors import Reason
 from worker.core.records import TopicPartition
 from worker.core.verdicts import ModelName, Status
-from worker.ports import Clock
+from worker.ports import Clock, ReloadOutcome
 
 MAX_STREAMS = 64
 MAX_STEPS = 16
@@ -122,6 +122,8 @@ class PrometheusTelemetry:
                 values[()] = 0
         for reason in Reason:
             self._values[metrics.DEAD_LETTERS][reason.value,] = 0
+        for outcome in get_args(ReloadOutcome):
+            self._values[metrics.RELOADS][outcome,] = 0
         self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {
             metric: {} for metric in metrics.METRICS if metric.kind == "histogram"
         }
@@ -236,6 +238,14 @@ class PrometheusTelemetry:
             self._values[metrics.STREAM_LAST_MESSAGE][label,] = now_s
             self._values[metrics.DEAD_LETTERS][reason.value,] += 1
 
+    def expired(self, stream: str) -> None:
+        """Count a record that was answered `expired`."""
+        now_s = self._clock.now_ms() / 1000
+        with self._lock:
+            label = self._stream(stream)
+            self._values[metrics.MESSAGES]["expired", label] += 1
+            self._values[metrics.STREAM_LAST_MESSAGE][label,] = now_s
+
     def acknowledged(self, latencies_s: NDArray[np.float64]) -> None:
         """Count the latencies of acknowledged verdicts, (N,) in seconds; negative ones as 0 and as clock skew."""
         if len(latencies_s) == 0:
@@ -280,6 +290,11 @@ class PrometheusTelemetry:
         """Count that what was in flight is read again, because `step` did not succeed."""
         with self._lock:
             self._values[metrics.REBUILDS][_bounded(self._steps, step, MAX_STEPS),] += 1
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """Count a new bundle that was swapped in or refused."""
+        with self._lock:
+            self._values[metrics.RELOADS][outcome,] += 1
 
     def describe(self) -> Iterable[Family]:
         """All families without samples: the registry checks their names."""

@@ -8,14 +8,15 @@
         report.html             for people
 
 Rules: everything is verified before anything is opened by a library that could be misled (sizes first, then
-hashes, then formats); the digest detects damage and mix-ups, it is no signature. This module reads and
-verifies; training.export writes.
+hashes, then formats); its files are plain files, no links; the digest detects damage and mix-ups, it is no
+signature. This module reads and verifies; training.export writes.
 """
 
 import hashlib
-import io
 import json
+import os
 import re
+import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_UNPACK_RATIO = 20
 MAX_UNPACKED_BYTES = 4 << 30
 KERAS_MEMBERS = frozenset({"metadata.json", "config.json", "model.weights.h5"})
+_EXPECTED = f"Expected a folder that reconstream-train wrote, or its '{CURRENT}' link."
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -239,17 +241,12 @@ def resolve(path: Path) -> Path:
     try:
         # The link is followed once, here: a swap during loading must not mix two bundles.
         real = path.resolve(strict=True)
-        if not (real / MANIFEST).exists() and (real / CURRENT).exists():
+        if not os.path.lexists(real / MANIFEST) and os.path.lexists(real / CURRENT):
             real = (real / CURRENT).resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise BundleError(
-            f"no bundle at '{path}': {error}. Expected a folder that reconstream-train wrote, or its 'current' link."
-        ) from error
-    if not (real / MANIFEST).is_file():
-        raise BundleError(
-            f"no bundle at '{path}': it has no {MANIFEST}. Expected a folder that reconstream-train wrote, "
-            f"or its '{CURRENT}' link."
-        )
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise BundleError(f"no bundle at '{path}': {error}. {_EXPECTED}") from error
+    if not os.path.lexists(real / MANIFEST):
+        raise BundleError(f"no bundle at '{path}': it has no {MANIFEST}. {_EXPECTED}")
     return real
 
 
@@ -264,6 +261,10 @@ def read_bundle(path: Path) -> Bundle:
     """
     folder = resolve(path)
     try:
+        for name in (MANIFEST, *FILES):
+            # lstat: a link could lead elsewhere by the time Keras follows it, and a pipe would never end.
+            if not stat.S_ISREG((folder / name).lstat().st_mode):
+                raise BundleError(f"{folder / name} is a link or no file; expected a plain file (cp -L copies one).")
         manifest = _read_manifest(folder)
         for name in FILES:
             if sha256_of(folder / name) != manifest.files[name]:
@@ -308,9 +309,17 @@ def _read_manifest(folder: Path) -> Manifest:
     height, width, channels = manifest.input_shape
     if min(height, width) < 1 or max(height, width) > 1 << 14 or channels not in {1, 3}:
         raise BundleError(f"{path}: input shape {manifest.input_shape} is not (H, W, 1 or 3).")
-    if not np.isfinite(np.float32(manifest.threshold.value)):
+    if not _is_float32(manifest.threshold.value):
         raise BundleError(f"{path}: the threshold {manifest.threshold.value} is not a finite float32.")
+    quantiles = manifest.calibration_quantiles
+    finite = all(levels and all(map(_is_float32, levels.values())) for levels in quantiles.values())
+    if set(quantiles) != {"score", "error"} or not finite:
+        raise BundleError(f"{path}: expected calibration_quantiles of score and error, finite float32 by level.")
     return manifest
+
+
+def _is_float32(value: float) -> bool:
+    return abs(value) <= float(np.finfo(np.float32).max)
 
 
 def _check_archive(path: Path, members: frozenset[str]) -> None:
@@ -318,11 +327,14 @@ def _check_archive(path: Path, members: frozenset[str]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError) as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise BundleError(f"{path} is not the archive that it should be: {error}") from error
     names = {entry.filename for entry in entries}
     if names != members or len(entries) != len(members):
         raise BundleError(f"{path} holds {sorted(names)}, expected {sorted(members)}.")
+    # Other methods unpack a block at once, whatever the size that the directory states.
+    if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise BundleError(f"{path} is compressed in an unexpected way; expected members stored or deflated.")
     unpacked = sum(entry.file_size for entry in entries)
     limit = min(MAX_UNPACKED_BYTES, path.stat().st_size * MAX_UNPACK_RATIO + (1 << 20))
     if unpacked > limit:
@@ -331,19 +343,29 @@ def _check_archive(path: Path, members: frozenset[str]) -> None:
 
 def _read_arrays(path: Path, expected: Mapping[str, type[np.generic]]) -> dict[str, NDArray[Any]]:
     _check_archive(path, frozenset(f"{name}.npy" for name in expected))
-    try:
-        # A file object of our own: np.load leaves the file open when the archive is bad.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in expected}
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, zipfile.error) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    for name, kind in expected.items():
-        array = arrays[name]
-        if array.ndim != 1 or array.dtype != np.dtype(kind):
-            raise BundleError(f"{path}: {name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} (n,).")
+    with zipfile.ZipFile(path) as archive:
+        arrays = {name: _read_array(archive, name, np.dtype(kind)) for name, kind in expected.items()}
+    for name, array in arrays.items():
         if array.dtype == np.float32 and not np.all(np.isfinite(array)):
             raise BundleError(f"{path}: {name} holds values that are not finite.")
     return arrays
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
+    """An array (n,) from an archive; numpy's own reader would allocate whatever shape the header claims."""
+    try:
+        with archive.open(f"{name}.npy") as member:
+            if np.lib.format.read_magic(member) != (1, 0):
+                raise ValueError("expected version 1.0 of the .npy format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            content = member.read()
+    except Exception as error:  # the header is a Python literal: parsing it raises whatever it leads to
+        raise BundleError(f"{archive.filename}: {name} cannot be read: {type(error).__name__}: {error}") from error
+    if len(shape) != 1 or dtype != kind:
+        raise BundleError(f"{archive.filename}: {name} is {dtype} {shape}, expected {kind} (n,).")
+    if shape[0] * kind.itemsize != len(content):
+        raise BundleError(f"{archive.filename}: {name} has {len(content)} bytes, its header says {kind} {shape}.")
+    return np.frombuffer(content, kind)
 
 
 def _read_calibration(path: Path) -> Calibration:
@@ -369,7 +391,8 @@ def _read_golden(path: Path) -> Golden:
     lengths, data = arrays["lengths"], arrays["data"]
     if not 0 < len(lengths) == len(arrays["scores"]) == len(arrays["errors"]):
         raise BundleError(f"{path}: expected as many images as scores and errors, and at least one.")
-    if np.any(lengths < 0) or int(lengths.sum()) != len(data):
+    # Added up as Python's integers: int64 would wrap around.
+    if np.any(lengths < 0) or sum(lengths.tolist()) != len(data):
         raise BundleError(f"{path}: the images' lengths do not add up to its data.")
     ends = np.cumsum(lengths)
     images = tuple(data[end - length : end].tobytes() for end, length in zip(ends, lengths, strict=True))

@@ -93,13 +93,16 @@ class DeliveryFailed(ReconstreamError):  # noqa: N818 - it names an event
     Nothing is lost: the cure is to drop what is in flight and read again from the committed positions.
 
     Args:
-        step: where it happened (`publish`, `commit`, `size`); labels a metric, so a closed set.
+        step: where it happened (`publish`, `commit`, `fenced`, `refused`, `size`, `revoked`); labels a metric,
+            so a closed set. `fenced`: the group or a successor has taken over; `refused`: Kafka said no.
         message: what happened.
+        topic: of the record that could not be delivered, where it is known.
     """
 
-    def __init__(self, step: str, message: str) -> None:
+    def __init__(self, step: str, message: str, topic: str | None = None) -> None:
         super().__init__(message)
         self.step = step
+        self.topic = topic
 
 
 class Unreadable(ReconstreamError):  # noqa: N818 - it names the record's status

@@ -75,6 +75,12 @@ class Ledger:
         self.records += records
         self.bytes += size
 
+    def holds_uncommitted(self, partitions: Iterable[TopicPartition]) -> bool:
+        """Whether answers of these partitions were published, and their positions not committed."""
+        wanted = set(partitions)
+        published = (part for parts, _ in self._published for part in parts)
+        return any(part.lease.partition in wanted for part in (*published, *self._settled) if part.lease.alive)
+
     def revoke(self, partitions: Iterable[TopicPartition]) -> int:
         """End these partitions' leases. Returns how many records in flight are dropped."""
         dropped = 0
@@ -91,6 +97,7 @@ class Ledger:
     def revoke_all(self) -> int:
         """End every lease and forget what was published. Returns how many records in flight are dropped."""
         self._published.clear()
+        self._settled.clear()
         return self.revoke(tuple(self._leases))
 
     def published(self, parts: Sequence[Part], fate: Fate) -> None:
@@ -117,6 +124,11 @@ class Ledger:
     def oldest_published(self) -> Sequence[Part] | None:
         """The batch at the head of the line, sent and not yet acknowledged."""
         return self._published[0][0] if self._published else None
+
+    @property
+    def all_settled(self) -> bool:
+        """Whether nothing published waits for its acknowledgement."""
+        return not self._published
 
     @property
     def ready(self) -> dict[TopicPartition, int]:

@@ -13,6 +13,10 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
+# What an answer repeats of its record, at most: key and headers of a record may fill a message of any size, and an
+# answer that its topic refuses would be tried for ever.
+MAX_CARRIED_BYTES = 16 << 10
+
 Positions = Mapping[TopicPartition, int]
 """Per partition the offset of the next record to read."""
 
@@ -27,8 +31,8 @@ class SourceRecord(Protocol):
     @property
     def offset(self) -> int: ...
     @property
-    def timestamp(self) -> int:
-        """Milliseconds since the epoch; -1 where the record has none."""
+    def timestamp(self) -> int | None:
+        """Milliseconds since the epoch; -1 or None where the record has none."""
         ...
 
     @property
@@ -45,7 +49,7 @@ class Record(NamedTuple):
     topic: str
     partition: int
     offset: int
-    timestamp: int = -1
+    timestamp: int | None = -1
     key: bytes | None = None
     value: bytes | None = None
     headers: Headers = ()
@@ -59,6 +63,19 @@ class OutRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
+
+
+def headers_bytes(headers: Headers) -> int:
+    """Bytes of names and values."""
+    return sum(len(name) + len(value or b"") for name, value in headers)
+
+
+def record_bytes(record: SourceRecord) -> int:
+    """Bytes of a record's value, key and headers."""
+    size = len(record.value) if record.value is not None else 0
+    if record.key is not None:
+        size += len(record.key)
+    return size + headers_bytes(record.headers) if record.headers else size
 
 
 def header(headers: Headers, name: str) -> bytes | None:

@@ -101,7 +101,10 @@ class Judge:
 
 
 def record_id(record: SourceRecord, json_id: str | None) -> str:
-    """The record's id: header `message-id`, else the JSON's, else the key as text, else its position."""
+    """The record's id: header `message-id`, else the JSON's, else the key, else its position.
+
+    A header or key that is empty, longer than 256 bytes or no UTF-8 is passed over, and so is an empty JSON id.
+    """
     for candidate in (header(record.headers, "message-id"), json_id, record.key):
         if isinstance(candidate, bytes):
             if 0 < len(candidate) <= MAX_ID_BYTES:
@@ -109,14 +112,14 @@ def record_id(record: SourceRecord, json_id: str | None) -> str:
                     return candidate.decode()
                 except UnicodeDecodeError:
                     continue
-        elif candidate is not None:
+        elif candidate:
             return candidate
     return f"{record.topic}-{record.partition}-{record.offset}"
 
 
 def source_position(record: SourceRecord) -> SourcePosition:
     """The position that a verdict answers."""
-    timestamp = record.timestamp
+    timestamp = record.timestamp if record.timestamp is not None else -1
     return SourcePosition(
         record.topic,
         record.partition,

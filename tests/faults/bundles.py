@@ -1,0 +1,150 @@
+"""The bundles that the campaign serves, the images that it sends, and what offline scoring makes of them.
+
+Rules: untrained weights judge as definitely as trained ones; a slow model scores like the quick one of its seed.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.faults.accounting import Offline
+from worker.core.bundle import Bundle
+
+SMALL = (8, 8, 1)
+TUTORIAL = (28, 28, 1)
+IMAGES = 256
+BURN_SIZE = 4096
+# Below every tolerance, and yet the product is needed: the optimiser cannot leave it out.
+BURN_WEIGHT = 1e-12
+DAMAGES = ("a byte of the model changed", "a file missing", "the manifest changed")
+
+
+class Shelf:
+    """A folder of bundles with its `current` link.
+
+    Args:
+        folder: made where it is missing.
+        shape: (H, W, C) of the images.
+
+    Attributes:
+        images: uint8 (256, H, W, C), what the campaign sends.
+        offline: scores of `images` by the version of each bundle.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int] = SMALL) -> None:
+        self.folder = folder
+        self.shape = shape
+        # No pixel is zero: a raw image never looks like an empty one.
+        self.images: NDArray[np.uint8] = np.random.default_rng(7).integers(1, 251, (IMAGES, *shape), dtype=np.uint8)
+        self.offline: dict[str, Offline] = {}
+        self._bundles: list[Bundle] = []
+        self._damaged = 0
+        self._current = 0
+
+    def add(self, *, burn_s: float = 0.0) -> Bundle:
+        """Write another bundle and let `current` point to it; its batches take burn_s seconds of two cores."""
+        from worker.adapters.keras_scorer import KerasScorer, select_backend
+
+        select_backend("tensorflow")
+        import keras
+
+        from training.calibrate import fit_threshold
+        from training.data import Dataset
+        from training.export import calibrate_scores, golden_images, write_bundle
+        from training.model import build_autoencoder, build_scorer
+
+        seed = len(self._bundles)
+        keras.utils.set_random_seed(seed)
+        dataset = Dataset(
+            source="random pixels",
+            normal="all",
+            suggested_name="faults",
+            fit=self.images[:100],
+            calibration=self.images[100:200],
+            evaluation=self.images[200:],
+            labels=np.arange(IMAGES - 200) % 2 == 0,
+            codecs={"array": 200},
+            sizes={"x".join(map(str, self.shape)): 200},
+        )
+        model = build_scorer(build_autoencoder(self.shape))
+        scorer = KerasScorer(model, 64)
+        calibration = calibrate_scores(scorer, dataset)
+        bundle = write_bundle(
+            self.folder,
+            name="faults",
+            scorer_model=_burning(model, self.shape, burn_s) if burn_s else model,
+            dataset=dataset,
+            threshold=fit_threshold("percentile", calibration.scores),
+            calibration=calibration,
+            golden=golden_images(scorer, dataset),
+            training={"seed": seed},
+            report="<!doctype html><title>fault campaign</title>",
+        )
+        scores, _ = scorer.score_all(self.images)
+        self.offline[bundle.manifest.version] = Offline(scores.tolist(), float(bundle.threshold), bundle.tolerance)
+        self._bundles.append(bundle)
+        self._current = len(self._bundles) - 1
+        return bundle
+
+    def switch(self, number: int) -> str:
+        """Let `current` point to a bundle by its number, from 0; returns its version."""
+        from training.export import switch_current
+
+        self._current = number
+        switch_current(self.folder, self._bundles[number].folder.name)
+        return self._bundles[number].manifest.version
+
+    def switch_to_damaged(self) -> str:
+        """Let `current` point to a damaged copy of the bundle after the current one; returns what is damaged."""
+        from training.export import switch_current
+
+        source = self._bundles[(self._current + 1) % len(self._bundles)].folder
+        damage = self._damaged % len(DAMAGES)
+        self._damaged += 1
+        folder = Path(f"damaged-{self._damaged}") / source.name
+        copy = shutil.copytree(source, self.folder / folder)
+        if damage == 0:
+            path = copy / "scorer.keras"
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        elif damage == 1:
+            (copy / "golden.npz").unlink()
+        else:
+            path = copy / "manifest.json"
+            path.write_text(path.read_text("utf-8").replace('"percentile"', '"percentage"'), "utf-8")
+        switch_current(self.folder, str(folder))
+        return DAMAGES[damage]
+
+    def switch_back(self) -> None:
+        """Let `current` point to the last good bundle again."""
+        self.switch(self._current)
+
+
+def _burning(model: Any, shape: tuple[int, int, int], seconds: float) -> Any:
+    """The model with as many large matrix products behind its score as take so long on this machine."""
+    import keras
+    from keras import ops
+
+    def multiply(x: Any) -> Any:
+        # The cosine keeps the values between 0.5 and 1: no overflow, no denormal numbers.
+        return ops.cos(ops.matmul(x, x) / BURN_SIZE)
+
+    square = ops.ones((BURN_SIZE, BURN_SIZE))
+    multiply(square)
+    began = time.perf_counter()
+    float(ops.max(multiply(square)))
+    rounds = max(1, round(seconds / (time.perf_counter() - began)))
+    image = keras.Input(shape, dtype="uint8", name="image")
+    out = model(image)
+    x = ops.broadcast_to(ops.reshape(ops.mean(out["score"]), (1, 1)), (BURN_SIZE, BURN_SIZE))
+    for _ in range(rounds):
+        x = multiply(x)
+    score = out["score"] + BURN_WEIGHT * ops.mean(x)
+    return keras.Model(
+        image, {"score": score, "error": out["error"], "reconstruction": out["reconstruction"]}, name="slow"
+    )

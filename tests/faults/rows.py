@@ -1,0 +1,254 @@
+"""The campaign's rows: what each does to the workers and their Kafka, and what that may cost.
+
+A row's schedule is a list of steps made from a seed; tests.faults.actions says what a step does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from types import MappingProxyType
+
+from tests.faults.bundles import SMALL, TUTORIAL
+
+MESSAGES = 100_000
+WORKERS = 3
+MAX_IN_FLIGHT = 1000
+# Past the worker's session timeout of 10 s.
+ZOMBIE_S = 14.0
+# A burst is worked off within a few tenths of a second; the fault is to meet it.
+LEAD_S = 0.15
+# After a killed worker's partitions have moved on, and before the next one dies.
+APART_S = 16.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One fault.
+
+    Attributes:
+        action: its name in tests.faults.actions.
+        wait_s: the pause before it.
+        lead_s: how long before it a burst of messages begins, so that work is in flight.
+        target: which worker, node or bundle.
+        seconds: how long it lasts.
+        hits: how many workers it makes repeat their work in flight.
+    """
+
+    action: str
+    wait_s: float
+    lead_s: float = 0.1
+    target: int = 0
+    seconds: float = 0.0
+    hits: int = 1
+
+    def __str__(self) -> str:
+        lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
+        return f"wait {self.wait_s:.1f} s; burst; wait {self.lead_s:.2f} s; {self.action} {self.target}{lasts}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the campaign.
+
+    Attributes:
+        schedule: from a random generator and the scale.
+        nodes, proxied: of the cluster.
+        settings: of the workers, beside the common ones.
+        oversize_every: every so many-th poison message has 5 MB.
+        bundles: how many there are to swap; the last of them takes burn_s seconds a batch.
+        upfront: all messages are published before the first step, else half at a pace and half in bursts.
+        strict_letters: the dead-letter topic wants all replicas.
+        evidence: what a worker's log must say, or the fault has missed.
+        may_exit: exit codes that a worker may end with unasked, or when asked.
+        max_gap_s: the longest that a partition may stand still for readers.
+    """
+
+    name: str
+    schedule: Callable[[Random, float], list[Step]]
+    nodes: int = 1
+    proxied: bool = False
+    settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    oversize_every: int = 0
+    bundles: int = 1
+    shape: tuple[int, int, int] = SMALL
+    burn_s: Callable[[float], float] | None = None
+    upfront: bool = False
+    strict_letters: bool = False
+    evidence: str | None = None
+    may_exit: frozenset[int] = frozenset()
+    max_gap_s: float | None = None
+
+
+def times(count: int, scale: float) -> int:
+    """A number of faults at a scale; never none."""
+    return max(1, round(count * scale))
+
+
+def lasting(seconds: float, scale: float, least: float) -> float:
+    """A duration at a scale; never below what makes it a fault."""
+    return max(least, seconds * min(1.0, scale))
+
+
+def _nothing(_rng: Random, _scale: float) -> list[Step]:
+    return []
+
+
+def _kill9(rng: Random, scale: float) -> list[Step]:
+    return [
+        Step("kill", 2.0 if index == 0 else APART_S, rng.uniform(0, LEAD_S), rng.randrange(WORKERS))
+        for index in range(times(20, scale))
+    ]
+
+
+def _sigterm(rng: Random, scale: float) -> list[Step]:
+    return [Step("terminate", 3.0, rng.uniform(0, LEAD_S), rng.randrange(WORKERS)) for _ in range(times(5, scale))]
+
+
+def _zombie(rng: Random, scale: float) -> list[Step]:
+    return [
+        Step("zombie", 4.0, rng.uniform(0, LEAD_S), rng.randrange(WORKERS), ZOMBIE_S) for _ in range(times(3, scale))
+    ]
+
+
+def _broker_restart(rng: Random, scale: float) -> list[Step]:
+    kinds = ["stop_broker"] * times(3, scale) + ["kill_broker"] * times(2, scale)
+    rng.shuffle(kinds)
+    return [Step(kind, 4.0, rng.uniform(0, LEAD_S), 1, rng.uniform(0.5, 3.0), WORKERS) for kind in kinds]
+
+
+def _connections_cut(rng: Random, scale: float) -> list[Step]:
+    return [Step("cut", rng.uniform(0.5, 3.0), rng.uniform(0, LEAD_S), hits=WORKERS) for _ in range(times(50, scale))]
+
+
+def _no_broker(rng: Random, scale: float) -> list[Step]:
+    return [
+        Step("kill_broker", 2.0, rng.uniform(0, LEAD_S), 1, lasting(60, scale, 12), WORKERS),
+        Step("silence_broker", 8.0, rng.uniform(0, LEAD_S), 1, lasting(60, scale, 12), WORKERS),
+    ]
+
+
+def _delivery_timeout(rng: Random, scale: float) -> list[Step]:
+    # Above the delivery timeout of 60 s; a transaction's is far below it.
+    return [
+        Step("hold_produce", 3.0, rng.uniform(0, LEAD_S), seconds=66, hits=WORKERS) for _ in range(times(2, scale))
+    ]
+
+
+def _rebalance(rng: Random, scale: float) -> list[Step]:
+    steps = []
+    for index in range(times(20, scale)):
+        steps.append(Step("guest", rng.uniform(0.2, 2.0), rng.uniform(0, LEAD_S), 0, rng.uniform(0.5, 3.0), WORKERS))
+        if index % 5 == 0:
+            steps.append(Step("terminate", 1.0, rng.uniform(0, LEAD_S), rng.randrange(WORKERS), hits=WORKERS))
+    return steps
+
+
+def _bundle_swap(rng: Random, scale: float) -> list[Step]:
+    kinds = ["swap"] * times(7, scale) + ["swap_damaged"] * times(3, scale)
+    rng.shuffle(kinds)
+    target = 0
+    steps = []
+    for kind in kinds:
+        if kind == "swap":
+            target = 1 - target
+        steps.append(Step(kind, 2.0, rng.uniform(0, LEAD_S), target, hits=0))
+    return steps
+
+
+def _slow_model(rng: Random, scale: float) -> list[Step]:
+    # Longer than the 60 s after which the group would throw out a member that does not poll.
+    return [Step("endure", 1.0, 0.0, 0, lasting(150, scale, 30), WORKERS)]
+
+
+def _letters_unwritable(rng: Random, scale: float) -> list[Step]:
+    return [Step("stop_broker", 3.0, rng.uniform(0, LEAD_S), rng.randint(1, 3), lasting(30, scale, 10), WORKERS)]
+
+
+def _everything(rng: Random, scale: float) -> list[Step]:
+    """Any fault on any target, until ten minutes are filled."""
+    kinds: Sequence[Callable[[float, float, int], Step]] = (
+        lambda wait, lead, worker: Step("kill", wait, lead, worker),
+        lambda wait, lead, worker: Step("terminate", wait, lead, worker),
+        lambda wait, lead, worker: Step("zombie", wait, lead, worker, ZOMBIE_S),
+        lambda wait, lead, node: Step("stop_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
+        lambda wait, lead, node: Step("kill_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
+        lambda wait, lead, node: Step("silence_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
+        lambda wait, lead, _: Step("cut", wait, lead, hits=WORKERS),
+        lambda wait, lead, _: Step("hold_everything", wait, lead, 0, rng.uniform(1, 20), WORKERS),
+        lambda wait, lead, _: Step("hold_produce", wait, lead, 0, rng.uniform(5, 20), WORKERS),
+        lambda wait, lead, _: Step("slow_network", wait, lead, 0, rng.uniform(5, 15), WORKERS),
+        lambda wait, lead, _: Step("guest", wait, lead, 0, rng.uniform(0.5, 5), WORKERS),
+        lambda wait, lead, number: Step("swap", wait, lead, number % 2, hits=0),
+        lambda wait, lead, _: Step("swap_damaged", wait, lead, hits=0),
+    )
+    # First one of each, then as it comes.
+    order = rng.sample(kinds, len(kinds))
+    steps: list[Step] = []
+    while order or sum(step.wait_s + step.seconds for step in steps) < 600 * scale:
+        make = order.pop() if order else rng.choice(kinds)
+        steps.append(make(rng.uniform(1, 12), rng.uniform(0, LEAD_S), rng.randrange(WORKERS)))
+    return steps
+
+
+def _short(rng: Random, _scale: float) -> list[Step]:
+    steps = [
+        Step("kill", 2.0, rng.uniform(0, LEAD_S), rng.randrange(WORKERS)),
+        Step("zombie", 2.0, rng.uniform(0, LEAD_S), rng.randrange(WORKERS), ZOMBIE_S),
+        Step("stop_broker", 2.0, rng.uniform(0, LEAD_S), 1, rng.uniform(0.5, 2.0), WORKERS),
+        Step("kill_broker", 2.0, rng.uniform(0, LEAD_S), 1, rng.uniform(0.5, 2.0), WORKERS),
+        *(Step("cut", 1.0, rng.uniform(0, LEAD_S), hits=WORKERS) for _ in range(3)),
+    ]
+    rng.shuffle(steps)
+    return steps
+
+
+def _burn(scale: float) -> float:
+    return lasting(65, scale, 12)
+
+
+RELOADING = MappingProxyType({"reload_interval_s": 1})
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Row("fault_free", _nothing, upfront=True),
+            Row("kill9", _kill9, max_gap_s=15.0),
+            Row("sigterm", _sigterm),
+            Row("zombie", _zombie),
+            Row("broker_restart", _broker_restart, evidence="read again"),
+            Row("connections_cut", _connections_cut, proxied=True),
+            Row("no_broker_60s", _no_broker, evidence="read again"),
+            Row("delivery_timeout_in_transaction", _delivery_timeout, proxied=True, evidence="read again"),
+            Row("rebalance_during_commit", _rebalance, settings={"commit_interval_ms": 20}),
+            Row("bundle_swap", _bundle_swap, settings=RELOADING, bundles=2),
+            Row(
+                "slow_model",
+                _slow_model,
+                settings={"max_batch_size": 8, "drain_timeout_s": 5, "start_timeout_s": 120},
+                bundles=2,
+                burn_s=_burn,
+                upfront=True,
+                may_exit=frozenset({1}),
+            ),
+            Row("dead_letters_unwritable_30s", _letters_unwritable, nodes=3, strict_letters=True),
+            Row("oversize_compressed", _nothing, oversize_every=50),
+            Row(
+                "everything",
+                _everything,
+                nodes=3,
+                proxied=True,
+                settings=RELOADING,
+                oversize_every=100,
+                bundles=2,
+                shape=TUTORIAL,
+                strict_letters=True,
+                evidence="read again",
+                may_exit=frozenset({1}),
+            ),
+        )
+    }
+)
+
+# One fleet meets one of each of the commonest faults: the campaign's short form, for the test suite.
+SHORT = Row("short", _short, proxied=True, evidence="read again")

@@ -1,0 +1,20 @@
+"""The fault campaign's short form: two workers meet one of each of the commonest faults, in both modes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import MODES, Mode, Options, run_row
+from tests.faults.rows import SHORT
+
+SCALE = 0.04
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_message_is_accounted_for(mode: Mode, tmp_path: Path) -> None:
+    options = Options(mode, seed=4, scale=SCALE, workers=2, folder=tmp_path)
+    result, _ = run_row(SHORT, options, print)
+    again = f"python -m tests.faults --row {SHORT.name} --mode {mode} --seed 4 --scale {SCALE}; logs: {tmp_path}"
+    assert result.problems == [], f"{result}; {again}"
+    assert result.published == 4000
+    assert result.verdicts >= 4000

@@ -1,0 +1,35 @@
+"""What a publisher has given up never comes behind what its successor has sent: only the order of the wire counts."""
+
+from pathlib import Path
+
+from deploy.local_kafka import KafkaCluster
+from tests.faults.proxy import PRODUCE, Proxy
+from tests.support.kafka import read_all
+from worker.adapters.kafka_publisher import KafkaPublisher
+from worker.core.records import OutRecord
+
+
+def test_a_publisher_that_was_given_up_sends_nothing_more(tmp_path: Path) -> None:
+    def send(value: bytes) -> None:
+        publisher.send([OutRecord("verdicts", 0, None, value, [])])
+
+    with KafkaCluster(tmp_path / "kafka", proxied=True) as cluster, Proxy(cluster.proxy_routes) as proxy:
+        cluster.create_topics({"verdicts": (1, {})})
+        publisher = KafkaPublisher(
+            {"bootstrap_servers": cluster.bootstrap_for_proxy}, max_message_bytes=1 << 20, topic_limits={}
+        )
+        send(b"acknowledged")
+        assert len(read_all({"bootstrap_servers": cluster.bootstrap}, "verdicts", 1)) == 1
+        proxy.hold(PRODUCE)
+        send(b"on the wire")
+        # Larger than a batch each: they wait for what is on the wire.
+        for number in range(5):
+            send(b"in the buffer %d" % number + bytes(300_000))
+        publisher.rebuild()
+        proxy.release()
+        send(b"after the rebuild")
+        records = read_all({"bootstrap_servers": cluster.bootstrap}, "verdicts", 2, settle_s=3)
+        publisher.close()
+    values = [(record.value or b"")[:20].rstrip(b"\0") for record in records]
+    # What was on the wire may arrive, at any place; it cannot be called back.
+    assert [value for value in values if value != b"on the wire"] == [b"acknowledged", b"after the rebuild"]

@@ -1,0 +1,128 @@
+"""exactly_once on in-memory ports, where faults come on demand: whatever fails, readers see each answer once."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from tests.contract.test_pipeline import in_flight, wait_for
+from tests.support.memory import MemoryBroker, MemorySource, MemoryTransactions, PixelScorer
+from tests.support.pipelines import Running, running
+from tests.unit.test_pipeline_faults import IN, LETTERS, OUT, P0, P1, feed, offsets, wait_committed
+from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable
+from worker.core.records import OutRecord
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    broker = MemoryBroker()
+    for topic in (IN, OUT, LETTERS):
+        broker.create(topic, 2)
+    return broker
+
+
+def start(
+    broker: MemoryBroker, source: MemorySource, publisher: MemoryTransactions, **more: Any
+) -> AbstractContextManager[Running]:
+    return running(source, publisher, output_topic=OUT, dead_letter_topic=LETTERS, exactly_once=True, **more)
+
+
+def once(partitions: int, count: int) -> dict[tuple[int, int], int]:
+    return {(partition, offset): 1 for partition in range(partitions) for offset in range(count)}
+
+
+def test_a_failed_answer_undoes_its_transaction(broker: MemoryBroker) -> None:
+    feed(broker, 40)
+    source, publisher = MemorySource(broker, IN, 16), MemoryTransactions(broker)
+    publisher.failures.append(DeliveryFailed("publish", "the test"))
+    with start(broker, source, publisher) as worker:
+        wait_committed(broker, 40)
+        assert worker.stop() is ExitCode.STOPPED
+    assert offsets(broker) == once(2, 20)
+    assert worker.telemetry.rebuilt_steps == ["publish"]
+
+
+def test_a_failed_commit_undoes_its_transaction(broker: MemoryBroker) -> None:
+    feed(broker, 40)
+    source, publisher = MemorySource(broker, IN, 16), MemoryTransactions(broker)
+    publisher.failing_commits = 2
+    with start(broker, source, publisher) as worker:
+        wait_committed(broker, 40)
+        assert worker.stop() is ExitCode.STOPPED
+    assert offsets(broker) == once(2, 20)
+    assert worker.telemetry.rebuilt_steps == ["commit", "commit"]
+
+
+def test_a_revocation_undoes_the_transaction_that_holds_its_answers(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    source, publisher = MemorySource(broker, IN, 16), MemoryTransactions(broker)
+    with start(broker, source, publisher, commit_interval_s=3600.0, max_in_flight_records=1000) as worker:
+        # Everything is published, nothing committed; then one partition goes.
+        wait_for(lambda: len(publisher._staged) == 20)
+        source.revoke([P1])
+        wait_for(lambda: worker.telemetry.rebuilt_steps == ["revoked"])
+        wait_for(lambda: in_flight(worker) == 10)
+        assert worker.stop() is ExitCode.STOPPED
+    assert broker.committed == {P0: 10}
+    assert offsets(broker) == once(1, 10)
+
+
+def test_a_revocation_of_what_is_only_at_the_scorer_undoes_nothing(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    source, publisher, scorer = MemorySource(broker, IN, 16), MemoryTransactions(broker), PixelScorer()
+    scorer.gate.clear()
+    with start(broker, source, publisher, scorer=scorer) as worker:
+        wait_for(lambda: in_flight(worker) == 20)
+        source.revoke([P1])
+        wait_for(lambda: in_flight(worker) == 10)
+        scorer.gate.set()
+        wait_committed(broker, 10)
+        assert worker.stop() is ExitCode.STOPPED
+    assert offsets(broker) == once(1, 10)
+    assert worker.telemetry.rebuilt_steps == []
+
+
+def test_answers_and_positions_become_visible_together(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    publisher = MemoryTransactions(broker)
+    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+        wait_committed(broker, 20)
+        assert worker.stop() is ExitCode.STOPPED
+    assert offsets(broker) == once(2, 10)
+    assert publisher.commits < 20, "a transaction holds more than one batch"
+
+
+def test_a_refusal_is_retried_for_a_while_and_then_ends_the_worker(broker: MemoryBroker) -> None:
+    feed(broker, 4)
+    publisher = MemoryTransactions(broker)
+    publisher.failures.extend(DeliveryFailed("refused", "not authorised") for _ in range(100))
+    with (
+        start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker,
+        pytest.raises(KafkaRefused, match="not authorised"),
+    ):
+        worker.join()
+    assert len(worker.telemetry.rebuilt_steps) > 1
+    assert broker.committed == {}
+
+
+def test_a_refusal_that_passes_is_survived(broker: MemoryBroker) -> None:
+    feed(broker, 4)
+    publisher = MemoryTransactions(broker)
+    publisher.failures.extend(DeliveryFailed("refused", "not authorised") for _ in range(3))
+    with start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=30) as worker:
+        wait_committed(broker, 4)
+        assert worker.stop() is ExitCode.STOPPED
+    assert offsets(broker) == once(2, 2)
+
+
+def test_a_dead_letter_topic_that_stays_unwritable_ends_the_worker_and_skips_nothing(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, b"k", b"junk", []))
+    publisher = MemoryTransactions(broker)
+    publisher.failures.extend(DeliveryFailed("publish", "not enough replicas", LETTERS) for _ in range(100))
+    with (
+        start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker,
+        pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"),
+    ):
+        worker.join()
+    assert broker.committed == {}
+    assert broker.topic(OUT) == []
