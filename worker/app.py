@@ -71,19 +71,23 @@ class SignalRequest:
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._numbers = numbers
-        self._requested = False
+        self._early = 0  # requests that came before there was anybody
         self._do: Callable[[], None] | None = None
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
         """Only sets flags: a handler may run between any two instructions of the main thread."""
-        self._requested = True
-        if self._do is not None:
+        if self._do is None:
+            self._early += 1
+        else:
             self._do()
 
     def goes_to(self, do: Callable[[], None]) -> None:
-        """Pass requests on, one that came before included. `do` must be safe in a signal handler."""
-        self._do = do
-        if self._requested:
+        """Pass requests on, those that came before included. `do` must be safe in a signal handler."""
+        # Blocked, so that a request that comes right now is passed on once: by the handler, or from here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        self._do, early, self._early = do, self._early, 0
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        for _ in range(early):
             do()
 
     @contextmanager

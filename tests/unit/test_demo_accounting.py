@@ -86,6 +86,8 @@ STRAY = SourcePosition("images", 1, 3, None)
         (changed(1, anomaly=False), LETTERS, f"strange: anomaly is False, score {JUST_ABOVE}"),
         (changed(1, anomaly=None), LETTERS, f"strange: anomaly is None, score {JUST_ABOVE}"),
         (changed(4, score=0.5, status="judged", reason=None), LETTERS, "broken was answered judged (None)"),
+        (changed(4, score=0.5), LETTERS, "broken was answered unreadable (not_an_image)"),
+        (changed(0, score=None), LETTERS, "normal was answered judged (None)"),
         (
             changed(3, score=None, status="unreadable", reason="wrong_size"),
             LETTERS,
