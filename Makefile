@@ -43,6 +43,10 @@ test: check  ## everything: check, then all tests, the integration tests against
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
+.PHONY: faults
+faults: install  ## the fault campaign, up to 2 hours (SCALE=0.02 smaller, ROW=name one row, MODE=exactly_once|at_least_once, SEED=n)
+	$(BIN)/python -m tests.faults $(if $(SCALE),--scale $(SCALE)) $(if $(ROW),--row $(ROW)) $(if $(MODE),--mode $(MODE)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: check
 check: install  ## format, lint, strict types, import contracts; no tests
 	$(BIN)/ruff format --check .

@@ -85,9 +85,9 @@ class Answerer:
         output_topic: where verdicts go.
         stream_of: names the stream (camera, line) of a record.
         carry_headers: names of input headers that the verdict repeats, with the key, up to MAX_CARRIED_BYTES.
-        max_age_ms: records whose timestamp is older than this when their batch is answered are not judged but
-            answered `expired`; None = judge whatever its age. A record without a timestamp never expires, nor does
-            one that stands for records which Kafka could not read: those are a loss that a dead letter reports.
+        max_age_ms: records older than this when their batch is answered are answered `expired`; None = none is.
+            Without a timestamp a record never expires, nor does one that stands for records which Kafka could not
+            read: those are a loss that a dead letter reports.
     """
 
     def __init__(
@@ -342,9 +342,7 @@ class ScoringThread:
         self._inbox.put(chunk)
 
     def replace(self, model: Model, swapped: Callable[[], None]) -> None:
-        """Have the thread answer with `model`, from the first batch that it begins after taking note of this.
-
-        Safe to call from any thread. What this thread held of the model before is released.
+        """Have the thread answer with `model`, between two batches, and release the one before. From any thread.
 
         Args:
             model: ready to score: whatever loading and warming up it needs is done.

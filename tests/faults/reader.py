@@ -3,6 +3,7 @@
 Rules: it goes to the brokers directly; it belongs to no group; what it sees is what the line's PLC would see.
 """
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -69,6 +70,7 @@ class Reader:
         self._consumer.assign(self._partitions)
         self._stop = threading.Event()
         self._reached: dict[ClientPartition, int] = {}
+        self._last: dict[ClientPartition, int] = {}
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
         self._thread.start()
 
@@ -99,19 +101,25 @@ class Reader:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                # A client without its brokers raises now and then, and to be without them is what this is about.
                 try:
                     polled = self._consumer.poll(timeout_ms=POLL_MS)
                 except KafkaError:
-                    # The brokers are away, which is what the campaign is about.
                     self._stop.wait(0.2)
                     continue
                 now = time.time()
                 for partition, records in polled.items():
                     for record in records:
+                        if record.offset <= self._last.get(partition, -1):
+                            raise AssertionError(
+                                f"{partition} came to offset {record.offset} twice: not the worker's"
+                            )
+                        self._last[partition] = record.offset
                         self._take(partition, record, now)
-                # Markers of transactions count as positions, but are no records.
-                for partition in self._partitions:
-                    self._reached[partition] = self._consumer.position(partition) or 0
+                with contextlib.suppress(KafkaError):
+                    # Markers of transactions count as positions, but are no records.
+                    for partition in self._partitions:
+                        self._reached[partition] = self._consumer.position(partition) or 0
         except BaseException as error:  # noqa: BLE001 - a reader that died must not look like a worker that lost
             self.failure = error
 

@@ -41,7 +41,8 @@ def select_backend(name: str) -> None:
     os.environ.setdefault("KERAS_BACKEND", name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        with _notices_to_log():
+        # Only for the import itself: a reload must not divert what other threads log meanwhile.
+        with _notices_to_log() if "keras" not in sys.modules else contextlib.nullcontext():
             import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
     except ImportError as error:
         raise BundleError(f"the bundle wants the Keras backend '{name}'; it is not installed: {error}") from error
