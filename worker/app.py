@@ -7,6 +7,7 @@ What is wrong is found in the order of what it costs to find it.
 import gc
 import importlib.metadata
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+SCORING_END_S = 1.0
 MAX_STREAM_CHARACTERS = 128
 UNNAMED_STREAM = "none"
 MIN_IN_FLIGHT_POLLS = 2
@@ -114,10 +116,18 @@ def run(settings: RunSettings) -> ExitCode:
     stop = SignalRequest(signal.SIGTERM, signal.SIGINT)
     reload = SignalRequest(signal.SIGHUP)
     with stop.installed(), reload.installed(), ExitStack() as resources:
-        return _run(settings, stop, reload, resources)
+        outcome, idle = _run(settings, stop, reload, resources)
+    if not idle:
+        # A model call that still runs in native code when the interpreter is taken down ends in a segmentation fault.
+        logging.shutdown()
+        os._exit(outcome)
+    return outcome
 
 
-def _run(settings: RunSettings, stop: SignalRequest, reload: SignalRequest, resources: ExitStack) -> ExitCode:
+def _run(
+    settings: RunSettings, stop: SignalRequest, reload: SignalRequest, resources: ExitStack
+) -> tuple[ExitCode, bool]:
+    """The exit code, and whether the scoring thread has ended."""
     clock = SystemClock()
     bundle = read_bundle(settings.bundle)
     registry = CollectorRegistry()
@@ -208,7 +218,7 @@ def _run(settings: RunSettings, stop: SignalRequest, reload: SignalRequest, reso
     reload.goes_to(reloader.request)
     outcome = pipeline.run()
     readiness.waiting_for("nothing: the worker is stopping")
-    return outcome
+    return outcome, scoring.stop(SCORING_END_S)
 
 
 def _delivery(

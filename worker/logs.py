@@ -1,8 +1,10 @@
 """Logs: one line an event, on stderr; stdout is for results.
 
 JSON where nobody looks on (stderr is no terminal), readable where somebody does. The standard library's
-logging, kafka-python's above all, goes the same way, from WARNING up whatever the level: below that
-kafka-python logs its configuration with the passwords. Rule: secrets never appear.
+logging goes the same way, from WARNING up whatever the level. kafka-python's lines are shown only at the level
+debug, and from WARNING up: it writes one for every attempt, hundreds while a broker restarts, where the worker
+writes one for every change of state; below WARNING it writes its configuration with the passwords.
+Rule: secrets never appear.
 """
 
 import logging
@@ -51,6 +53,9 @@ def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    if level != "debug":
+        # On the handler, not on the loggers: worker.adapters.kafka_admin listens to them for the cause of a failure.
+        handler.addFilter(lambda record: not record.name.startswith("kafka."))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -109,6 +109,7 @@ class Pipeline:
         self._failing_since: dict[str, float] = {}  # by what would end the worker if it lasted
         self._last_commit = clock.monotonic()
         self._next_state = 0.0
+        self._missing = False
 
     @property
     def recovering(self) -> bool:
@@ -308,6 +309,11 @@ class Pipeline:
         if now < self._next_state:
             return
         self._next_state = now + STATE_INTERVAL_S
+        missing = "; ".join(self._source.missing())
+        # One line per change of state; the seconds within it do not count.
+        if bool(missing) != self._missing:
+            self._missing = bool(missing)
+            log.warning("%s", missing) if missing else log.info("Kafka answers, and the group has us as a member")
         self._telemetry.state(
             in_flight_records=self._ledger.records,
             in_flight_bytes=self._ledger.bytes,

@@ -62,6 +62,10 @@ class Source(Protocol):
         """Seek every assigned partition to its committed position. False: not known yet, ask again."""
         ...
 
+    def missing(self) -> Sequence[str]:
+        """What is not as it should be: the group's membership, Kafka's answers. Empty when all is well."""
+        ...
+
     def lag(self) -> dict[TopicPartition, int]:
         """Per assigned partition the number of records not yet fetched, as far as known without asking."""
         ...

@@ -364,10 +364,11 @@ class ScoringThread:
             raise answers
         return answers
 
-    def stop(self, timeout_s: float) -> None:
-        """Ask the thread to end after the batch in work, and wait up to `timeout_s` seconds for it."""
+    def stop(self, timeout_s: float) -> bool:
+        """Ask the thread to end after the batch in work, and wait up to `timeout_s` seconds: whether it ended."""
         self._inbox.put(None)
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -67,7 +67,7 @@ class KafkaSettings(BaseModel):
         min_length=1,
         max_length=249,
         description="static membership: a name that no other worker of the group has; a restart within the session "
-        "timeout (8 s) then moves no partition",
+        "timeout (6 s) then moves no partition",
     )
     transactional_id_prefix: str = Field(
         default="reconstream",

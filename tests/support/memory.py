@@ -139,6 +139,9 @@ class MemorySource:
         self._positions = {partition: self._broker.committed.get(partition, 0) for partition in self._assigned}
         return True
 
+    def missing(self) -> Sequence[str]:
+        return ()
+
     def lag(self) -> dict[TopicPartition, int]:
         return {partition: self._broker.end(partition) - self._positions[partition] for partition in self._assigned}
 

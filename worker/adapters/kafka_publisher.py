@@ -46,6 +46,7 @@ DELIVERY_IN_TRANSACTION_MS = 6_000
 REQUEST_IN_TRANSACTION_MS = 3_000
 ABORT_TIMEOUT_MS = 2_000
 CLOSE_TIMEOUT_S = 2.0
+SEAL_HEADER = ("reconstream-aborted", b"1")
 # How long send() may wait for metadata: the I/O thread must not stand still for longer.
 MAX_BLOCK_MS = 5_000
 # Small batches leave at once under light load, and fill under heavy load.
@@ -148,11 +149,7 @@ class KafkaPublisher:
         """Close without waiting: what is not acknowledged by now is not counted as sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            # close(timeout=0) alone raises before it has closed anything, and the sender goes on delivering.
-            producer._sender.force_close()
-            producer._sender.join(CLOSE_TIMEOUT_S)
-            with contextlib.suppress(KafkaError):
-                producer.close(timeout=0)
+            _give_up(producer)
 
     def _connected(self) -> KafkaProducer:
         if self._producer is None:
@@ -201,16 +198,20 @@ class KafkaTransactions(KafkaPublisher):
         super().__init__(options, max_message_bytes=max_message_bytes, topic_limits=topic_limits)
         self._id = f"{id_prefix}-{uuid.uuid4().hex}"
         self._open = False
+        # What the transactions since the last successful commit wrote to; see _seal.
+        self._touched: set[tuple[str, int]] = set()
+        self._offered: tuple[dict[ClientPartition, OffsetAndMetadata], object] | None = None
 
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
         """See worker.ports.Publisher. Begins a transaction where none is open."""
-        try:
-            producer = self._connected()
-            if not self._open:
+        producer = self._connected()
+        if not self._open:
+            try:
                 producer.begin_transaction()
-                self._open = True
-        except KafkaError as error:
-            raise _failure(error, 0, None) from error
+            except KafkaError as error:
+                raise _failure(error, 0, None) from error
+            self._open = True
+        self._touched.update((record.topic, record.partition) for record in records)
         return super().send(records)
 
     def flush(self) -> None:
@@ -231,9 +232,12 @@ class KafkaTransactions(KafkaPublisher):
         if not self._open:
             # Positions without answers: every record of them belongs to a range that needed none.
             self.send(())
-        self._bounded("send_offsets_to_transaction", offsets, group)
-        self._bounded("begin_commit")
-        self._open = False
+        producer = self._connected()
+        self._offered = offsets, group
+        _bounded(producer, "send_offsets_to_transaction", offsets, group)
+        _bounded(producer, "begin_commit")
+        self._open, self._offered = False, None
+        self._touched.clear()
 
     def rebuild(self) -> bool:
         """See worker.ports.Publisher: connects at once, because that ends what was left open."""
@@ -248,10 +252,10 @@ class KafkaTransactions(KafkaPublisher):
     def close(self) -> None:
         """Abort what is open, within a bound, and close."""
         if self._open and self._producer is not None:
-            self._open = False
             # A failure leaves it to the next producer of this id, or to the broker's timeout.
             with contextlib.suppress(DeliveryFailed):
-                self._bounded("begin_abort", timeout_ms=ABORT_TIMEOUT_MS)
+                _bounded(self._producer, "begin_abort", timeout_ms=ABORT_TIMEOUT_MS)
+        self._open = False
         super().close()
 
     def _connect(self, **more: object) -> KafkaProducer:
@@ -265,28 +269,58 @@ class KafkaTransactions(KafkaPublisher):
                 **more,
             )
             producer.init_transactions()
-        except KafkaError as error:
+            if self._touched:
+                self._seal(producer)
+        except (KafkaError, ValueError, DeliveryFailed) as error:  # ValueError: a partition that is gone
             if producer is not None:
-                with contextlib.suppress(KafkaError):
-                    producer.close(timeout=0)
-            raise _failure(error, 0, None) from error
+                _give_up(producer)
+            raise error if isinstance(error, DeliveryFailed) else _failure(error, 0, None) from error
         return producer
 
-    def _bounded(self, step: str, *arguments: object, timeout_ms: int = DELIVERY_IN_TRANSACTION_MS) -> None:
-        """Take a step of the transaction's end, and wait for it, but not for ever.
+    def _seal(self, producer: KafkaProducer) -> None:
+        """Abort once more, wherever a transaction that was given up has written.
 
-        kafka-python's own send_offsets_to_transaction(), commit_transaction() and abort_transaction() do the
-        same and wait without a bound: one was seen to block for 10 minutes. This is the one place that goes
-        around them.
+        Kafka 4.3.1, right after a restart, skips the markers of partitions whose leader its coordinator does not
+        know yet ("Couldn't find leader endpoint ... can be skipped" in its log). The aborted records then stay open,
+        and the next commit of this producer would commit them, and positions with them. So a record is sent to each
+        of these partitions, which shows that its leader is there, and aborted together with what lies before it.
         """
-        producer = self._connected()
-        try:
-            result = getattr(producer._transaction_manager, step)(*arguments)
-            producer._sender.wakeup()
-            if not result.wait(timeout_ms):
-                raise DeliveryFailed("commit", f"{step}: no answer within {timeout_ms} ms")
-        except KafkaError as error:
-            raise _failure(error, 0, None, step="commit") from error
+        producer.begin_transaction()
+        for topic, partition in sorted(self._touched):
+            producer.send(topic, b"", None, [SEAL_HEADER], partition).get(timeout=DELIVERY_IN_TRANSACTION_MS / 1000)
+        if self._offered is not None:
+            # Refused or not, it makes the group's partition part of what is aborted.
+            with contextlib.suppress(DeliveryFailed):
+                _bounded(producer, "send_offsets_to_transaction", *self._offered)
+        _bounded(producer, "begin_abort")
+        self._touched.clear()
+        self._offered = None
+
+
+def _give_up(producer: KafkaProducer) -> None:
+    """Close without waiting; what is not acknowledged by now is not delivered any more."""
+    # close(timeout=0) alone raises before it has closed anything, and the sender goes on delivering.
+    producer._sender.force_close()
+    producer._sender.join(CLOSE_TIMEOUT_S)
+    with contextlib.suppress(KafkaError):
+        producer.close(timeout=0)
+
+
+def _bounded(
+    producer: KafkaProducer, step: str, *arguments: object, timeout_ms: int = DELIVERY_IN_TRANSACTION_MS
+) -> None:
+    """Take a step of a transaction's end, and wait for it, but not for ever.
+
+    kafka-python's own send_offsets_to_transaction(), commit_transaction() and abort_transaction() do the same and
+    wait without a bound: one was seen to block for 10 minutes. This is the one place that goes around them.
+    """
+    try:
+        result = getattr(producer._transaction_manager, step)(*arguments)
+        producer._sender.wakeup()
+        if not result.wait(timeout_ms):
+            raise DeliveryFailed("commit", f"{step}: no answer within {timeout_ms} ms")
+    except KafkaError as error:
+        raise _failure(error, 0, None, step="commit") from error
 
 
 def _failure(error: BaseException, index: int, topic: str | None, step: str = "publish") -> Exception:

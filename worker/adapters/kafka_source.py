@@ -32,7 +32,7 @@ from worker.ports import Polled
 log = logging.getLogger(__name__)
 
 # A killed worker's partitions move on after this long; three heartbeats fit into it.
-SESSION_TIMEOUT_MS = 8_000
+SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_INTERVAL_MS = 2_000
 # The rebalance waits this long for a member that does not poll. Ours polls several times a second whatever the
 # model does, so this only bounds what a hung process costs the group.
@@ -215,7 +215,7 @@ class KafkaSource:
         return lag
 
     def missing(self) -> list[str]:
-        """What is not yet as it should be: the group's membership, Kafka's answers. Empty when all is well."""
+        """See worker.ports.Source. Called by the HTTP threads as well: reads only."""
         state = self._consumer.group_metadata().state
         if state == MemberState.STABLE:
             self._settled = True
