@@ -6,6 +6,7 @@ which `--help`, `inspect` and a wrong setting must not wait for, and Keras only 
 # ruff: noqa: PLC0415 - see above
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from training.evaluate import Judged
 
 BACKEND = "tensorflow"
+TUTORIAL_EPOCHS = 20
+ENOUGH_STEPS = 1000
+# Below it the report is worth a look before the bundle is.
+DOUBTFUL_AUROC = 0.8
 
 
 def fit(settings: Fit, console: Console) -> Path:
@@ -74,23 +79,24 @@ def fit(settings: Fit, console: Console) -> Path:
     autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size)
     compile_autoencoder(autoencoder, settings.learning_rate)
     steps = steps_per_epoch(len(dataset.fit), settings.batch_size)
+    epochs = settings.epochs or enough_epochs(steps)
     if not settings.quiet:
         # Validation has no backward pass: a third of a step's work.
         validation = steps_per_epoch(len(dataset.calibration), settings.batch_size) / 3
         each = seconds_per_step(autoencoder, dataset.fit, settings.batch_size)
-        expected = settings.epochs * (steps + validation) * each
+        expected = epochs * (steps + validation) * each
         console.print(
             f"Fitting {len(dataset.fit):,} normal images ({escape(dataset.normal)} of {escape(dataset.source)}) for "
-            f"{settings.epochs} epochs of {steps} steps: about {in_words(expected)} on this machine.",
+            f"{epochs} epochs of {steps} steps: about {in_words(expected)} on this machine.",
             highlight=False,
             soft_wrap=True,
         )
-    with show_progress(console, epochs=settings.epochs, steps=steps, quiet=settings.quiet) as progress:
+    with show_progress(console, epochs=epochs, steps=steps, quiet=settings.quiet) as progress:
         history = fit_autoencoder(
             autoencoder,
             dataset.fit,
             dataset.calibration,
-            epochs=settings.epochs,
+            epochs=epochs,
             batch_size=settings.batch_size,
             seed=settings.seed,
             progress=progress,
@@ -104,7 +110,7 @@ def fit(settings: Fit, console: Console) -> Path:
         "optimizer": "adam",
         "learning_rate": settings.learning_rate,
         "loss": "mse",
-        "epochs": settings.epochs,
+        "epochs": epochs,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "latent_size": settings.latent_size,
@@ -139,10 +145,28 @@ def fit(settings: Fit, console: Console) -> Path:
     )
     folder = settings.output / bundle.folder.name
     show_thresholds(console, judged)
+    found = next(item.evaluation for item in judged if item.chosen)
+    if found is not None and found.auroc is not None and found.auroc < DOUBTFUL_AUROC:
+        console.print(
+            f"This model hardly tells these anomalies from normal images (AUROC {found.auroc:.2f}; 0.5 is chance). "
+            "More images, more --epochs, or a smaller --batch-size may help. The score is the mean over the whole "
+            "image: a fault of few pixels hardly moves it.",
+            style="bold red",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"fitted in {in_words(history.seconds)}", highlight=False, soft_wrap=True)
     for what, path in (("bundle", folder), ("report", folder / REPORT), ("link", settings.output / CURRENT)):
         console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)
     return folder
+
+
+def enough_epochs(steps: int) -> int:
+    """Epochs of so many steps: the tutorial's 20, more where they would be few steps in all.
+
+    The tutorial's are 1,060 steps; 20 epochs of 200 images would be 40, and the model would know nothing.
+    """
+    return max(TUTORIAL_EPOCHS, math.ceil(ENOUGH_STEPS / steps))
 
 
 def evaluate(settings: Evaluate, console: Console) -> None:

@@ -26,6 +26,8 @@ Images = NDArray[np.uint8]
 
 SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
 EVALUATION_SHARE = 0.2
+# The tutorial's.
+CALIBRATION_SIZE = 500
 """Of the normal images of a source that has anomalies but no test split: this share evaluates."""
 
 
@@ -84,7 +86,7 @@ def load(
     data: str = "sample",
     *,
     normal: str | None = None,
-    calibration_size: int = 500,
+    calibration_size: int | None = None,
     seed: int = 0,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
@@ -109,7 +111,7 @@ def load(
     return _load_npz(path, data, normal, calibration_size, seed)
 
 
-def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int, seed: int) -> Dataset:
+def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int | None, seed: int) -> Dataset:
     arrays = _read_npz(path)
     stem = "mnist" if source == "sample" else path.stem
     if set(SPLIT_KEYS) <= set(arrays):
@@ -149,7 +151,7 @@ def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int
 def _load_folder(
     path: Path,
     normal: str | None,
-    calibration_size: int,
+    calibration_size: int | None,
     seed: int,
     size: tuple[int, int] | None,
     channels: int | None,
@@ -174,13 +176,16 @@ def _load_folder(
 
 
 def _protocol(
-    fit: Images, test: Images, anomalous: NDArray[np.bool_], calibration_size: int
+    fit: Images, test: Images, anomalous: NDArray[np.bool_], calibration_size: int | None
 ) -> tuple[Images, Images, Images, NDArray[np.bool_]]:
     """The tutorial's roles: fit, calibration, evaluation images and the evaluation's labels."""
     normals = np.flatnonzero(~anomalous)
+    if calibration_size is None:
+        calibration_size = CALIBRATION_SIZE
     if calibration_size > len(normals):
         raise ConfigurationError(
-            f"calibration_size: {calibration_size} was given; the test split has {len(normals)} normal images."
+            f"calibration_size (--calibration-size): {calibration_size} is wanted; the test split has {len(normals)} "
+            "normal images."
         )
     held_out = normals[:calibration_size]
     rest = np.ones(len(test), np.bool_)
@@ -190,14 +195,14 @@ def _protocol(
     return fit, test[held_out], test[rest], anomalous[rest]
 
 
-def split(anomalous: NDArray[np.bool_], calibration_size: int, seed: int) -> tuple[NDArray[np.intp], ...]:
+def split(anomalous: NDArray[np.bool_], calibration_size: int | None, seed: int) -> tuple[NDArray[np.intp], ...]:
     """Indices that fit, calibrate and evaluate, each ascending; together every image that is used, once.
 
     Where there are anomalies, all of them and EVALUATION_SHARE of the normal images evaluate; else nothing does.
 
     Args:
         anomalous: bool (n,).
-        calibration_size: how many normal images calibrate.
+        calibration_size: how many normal images calibrate; None: CALIBRATION_SIZE, or as many as can.
         seed: of the permutation.
 
     Raises:
@@ -206,11 +211,13 @@ def split(anomalous: NDArray[np.bool_], calibration_size: int, seed: int) -> tup
     normals = np.random.default_rng(seed).permutation(np.flatnonzero(~anomalous))
     evaluated = max(1, int(len(normals) * EVALUATION_SHARE)) if np.any(anomalous) else 0
     largest = (len(normals) - evaluated) // 2
+    if calibration_size is None:
+        calibration_size = min(CALIBRATION_SIZE, largest)
     if calibration_size > largest:
         raise ConfigurationError(
-            f"calibration_size: {calibration_size} was given; of {len(normals)} normal images, {evaluated} of them "
-            f"for the evaluation, at most {largest} may calibrate, so that as many are left for the fit. Give more "
-            "images or a smaller number."
+            f"calibration_size (--calibration-size): {calibration_size} was given; of {len(normals)} normal images, "
+            f"{evaluated} of them for the evaluation, at most {largest} may calibrate, so that as many are left for "
+            "the fit. Give more images or a smaller number."
         )
     calibration, evaluation, fit = np.split(normals, [calibration_size, calibration_size + evaluated])
     return np.sort(fit), np.sort(calibration), np.sort(np.concatenate([evaluation, np.flatnonzero(anomalous)]))

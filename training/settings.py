@@ -92,7 +92,12 @@ class Fit(Command):
         None, description="of the bundle: a-z 0-9 . _ -, at most 63; none: after the data, such as mnist-1"
     )
     output: Path = Field(Path("build/bundles"), description="folder for bundles and the `current` link")
-    epochs: int = Field(20, ge=1, le=10_000, description="passes over the normal images; 1 to 10000")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="passes over the normal images, 1 to 10000; none: 20, or as many as make 1000 steps",
+    )
     batch_size: int = Field(128, ge=1, le=65_536, description="images per step; 1 to 65536")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, shuffling and split; 0 to 4294967295")
     latent_size: int = Field(32, ge=1, le=65_536, description="numbers that an image is squeezed into; 1 to 65536")
@@ -102,8 +107,12 @@ class Fit(Command):
     )
     percentile: float = Field(99.0, ge=50, lt=100, description="for `percentile`; 50 to below 100")
     k: float = Field(3.0, gt=0, le=100, description="for `mean-plus-k-std`; above 0, at most 100")
-    calibration_size: int = Field(
-        500, ge=2, le=10_000_000, description="normal images held out from the fit that set the threshold; at least 2"
+    calibration_size: int | None = Field(
+        None,
+        ge=2,
+        le=10_000_000,
+        description="normal images held out from the fit that set the threshold, at least 2; none: 500, or as many "
+        "as a smaller source can spare",
     )
     height: int | None = Field(
         None,

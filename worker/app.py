@@ -68,20 +68,32 @@ class Readiness:
         return [what for check in self._checks for what in check()]
 
 
-class SignalRequest:
-    """What signals ask of the worker; passed on as soon as there is somebody who can do it."""
+class _StoppedAtStart(BaseException):
+    """A signal came while the worker started. No Exception: nothing may take it for a failure of its own."""
 
-    def __init__(self, *numbers: signal.Signals) -> None:
+
+class SignalRequest:
+    """What signals ask of the worker; passed on as soon as there is somebody who can do it.
+
+    Args:
+        numbers: the signals.
+        ends_start: before that, a request ends the start, whatever it waits for: nothing is in flight yet.
+    """
+
+    def __init__(self, *numbers: signal.Signals, ends_start: bool = False) -> None:
         self._numbers = numbers
+        self._ends_start = ends_start
         self._early = 0  # requests that came before there was anybody
         self._do: Callable[[], None] | None = None
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """Only sets flags: a handler may run between any two instructions of the main thread."""
-        if self._do is None:
-            self._early += 1
-        else:
+        """Does next to nothing: a handler may run between any two instructions of the main thread."""
+        if self._do is not None:
             self._do()
+        elif self._ends_start:
+            raise _StoppedAtStart
+        else:
+            self._early += 1
 
     def goes_to(self, do: Callable[[], None]) -> None:
         """Pass requests on, those that came before included. `do` must be safe in a signal handler."""
@@ -113,10 +125,14 @@ def run(settings: RunSettings) -> ExitCode:
         ReconstreamError: with the exit code that says why the worker cannot start or go on.
     """
     # The first asks the pipeline to finish, the second to stop at once.
-    stop = SignalRequest(signal.SIGTERM, signal.SIGINT)
+    stop = SignalRequest(signal.SIGTERM, signal.SIGINT, ends_start=True)
     reload = SignalRequest(signal.SIGHUP)
     with stop.installed(), reload.installed(), ExitStack() as resources:
-        outcome, idle = _run(settings, stop, reload, resources)
+        try:
+            outcome, idle = _run(settings, stop, reload, resources)
+        except _StoppedAtStart:
+            log.info("stopped while starting; nothing was read")
+            return ExitCode.STOPPED
     if not idle:
         # A model call that still runs in native code when the interpreter is taken down ends in a segmentation fault.
         logging.shutdown()
@@ -143,6 +159,7 @@ def _run(
     log.info("serving %s/metrics, /livez and /readyz", http.url)
 
     readiness.waiting_for("Kafka's topics")
+    log.info("asking Kafka at %s for the topics", settings.kafka.bootstrap_servers)
     limits = _check_topics(settings)
     readiness.waiting_for("the model")
     _prepare_backend(bundle)

@@ -335,6 +335,7 @@ class Pipeline:
                 "stopped with work unacknowledged (%d records in flight); it will be read again", self._ledger.records
             )
             return ExitCode.UNFINISHED
+        log.info("stopped: everything is acknowledged and committed")
         return ExitCode.STOPPED
 
 

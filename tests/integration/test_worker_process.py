@@ -268,6 +268,16 @@ def test_a_stop_while_it_starts(lane: Lane, tmp_path: Path) -> None:
         assert worker.terminate() == ExitCode.STOPPED, worker.text
 
 
+def test_a_stop_while_it_waits_for_kafka(lane: Lane, tmp_path: Path) -> None:
+    settings = {**lane.settings, "kafka__bootstrap_servers": "127.0.0.1:1", "start_timeout_s": 300}
+    with WorkerProcess(tmp_path / "worker.log", settings) as worker:
+        for _ in range(600):
+            if "asking Kafka" in worker.text:
+                break
+            threading.Event().wait(0.05)
+        assert worker.terminate(timeout=20) == ExitCode.STOPPED, worker.text
+
+
 def test_the_bundle_path_may_be_the_folder_above(lane: Lane, tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert (tiny_bundle.folder.parent / "current").resolve() == tiny_bundle.folder
     lane.feed(3)

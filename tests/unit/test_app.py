@@ -128,3 +128,14 @@ def test_a_worker_that_stops_is_not_ready() -> None:
 )
 def test_how_a_stream_is_named(rule: str, key: bytes | None, headers: Headers, stream: str) -> None:
     assert stream_naming(rule)(Record("images", 3, 7, key=key, headers=headers)) == stream
+
+
+def test_a_signal_ends_a_start_that_waits() -> None:
+    stop = SignalRequest(*STOPS, ends_start=True)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - it is private, and no Exception
+        stop.handle(signal.SIGTERM, None)
+    assert not isinstance(caught.value, Exception)
+    pipeline = Pipeline()
+    stop.goes_to(pipeline.request_stop)
+    stop.handle(signal.SIGTERM, None)
+    assert pipeline.requests == 1

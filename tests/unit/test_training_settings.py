@@ -4,6 +4,8 @@ import pytest
 
 from training import settings
 from training.__main__ import main
+from training.commands import enough_epochs
+from training.data import CALIBRATION_SIZE
 from worker.core.errors import ConfigurationError, ExitCode
 
 
@@ -21,7 +23,9 @@ def fit(*arguments: str) -> settings.Fit:
 
 def test_the_defaults_are_the_tutorials() -> None:
     parsed = fit()
-    assert (parsed.data, parsed.epochs, parsed.batch_size, parsed.calibration_size) == ("sample", 20, 128, 500)
+    assert (parsed.data, parsed.batch_size, parsed.epochs, parsed.calibration_size) == ("sample", 128, None, None)
+    assert enough_epochs(53) == 20
+    assert CALIBRATION_SIZE == 500
     assert (parsed.latent_size, parsed.threshold_method, parsed.percentile, parsed.k) == (32, "percentile", 99.0, 3.0)
 
 
@@ -99,3 +103,7 @@ def test_what_is_wrong_has_its_exit_code_and_one_message(
     assert captured.out == ""
     assert captured.err.count("reconstream-train:") + captured.err.count("error:") >= 1
     assert "Traceback" not in captured.err
+
+
+def test_a_small_source_gets_more_epochs() -> None:
+    assert [enough_epochs(steps) for steps in (1, 2, 49, 50, 51, 1000)] == [1000, 500, 21, 20, 20, 20]

@@ -50,6 +50,7 @@ class Problem:
 
     kind: ProblemKind
     message: str
+    creatable: bool = False  # a missing topic, which create_topics() mends
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,11 @@ def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, 
             existing[name] = len(topic["partitions"])
         elif kind in {UnknownTopicOrPartitionError, InvalidTopicError}:
             problems.append(
-                Problem("refused", f"topic '{name}' does not exist. Create it, or let the worker: --create-topics.")
+                Problem(
+                    "refused",
+                    f"topic '{name}' does not exist. Create it, or let the worker: run --create-topics.",
+                    creatable=True,
+                )
             )
         elif issubclass(kind, AuthorizationError):
             problems.append(

@@ -257,7 +257,7 @@ def _check_limits(width: int, height: int, pixel_bytes: int, spec: ImageSpec) ->
     if not spec.resize and (width != spec.width or height != spec.height):
         message = (
             f"expected {spec.width} x {spec.height} pixels (width x height), got {width} x {height}; "
-            "send that size, or allow a resize in the settings"
+            "send that size, or fit a bundle that resizes (reconstream-train fit --height --width)"
         )
         raise Unreadable(Reason.WRONG_SIZE, message)
 

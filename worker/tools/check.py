@@ -50,7 +50,7 @@ def check(settings: RunSettings) -> list[Problem]:
         max_message_bytes=settings.max_message_bytes,
         timeout_s=settings.start_timeout_s,
     )
-    return in_order(problems)
+    return in_order([problem for problem in problems if not (problem.creatable and settings.create_topics)])
 
 
 def main(settings: Settings, unknown: Sequence[str] = ()) -> int:
