@@ -31,20 +31,21 @@ lock: .venv/.installed  ## resolve the requirements files anew (versions and has
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra training --group dev -c requirements.txt -o requirements-dev.txt
 
 .PHONY: demo
-demo: install  ## MNIST to verdicts: fit, start Kafka and the worker, feed 9,500 images, compare (KEEP=1: go on until Ctrl-C)
+demo: install  ## from MNIST to verdicts, with a real Kafka (KEEP=1: until Ctrl-C)
 	@$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)
 
 .PHONY: fit
-fit: install  ## fit the default model on the sample and write a bundle to build/bundles
+fit: install  ## fit the default model on the sample: a bundle in build/bundles, its figures in build/fit.json
 	@$(BIN)/reconstream-train fit
+	@$(BIN)/reconstream-train evaluate build/bundles/current --json build/fit.json
 
 .PHONY: test
-test: check  ## everything: check, then all tests, the integration tests against a real Apache Kafka
+test: check  ## check, then all tests, with a real Apache Kafka
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
 .PHONY: faults
-faults: install  ## the fault campaign, up to 2 hours (SCALE=0.02 smaller, ROW=name one row, MODE=exactly_once|at_least_once, SEED=n)
+faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SEED=n)
 	$(BIN)/python -m tests.faults $(if $(SCALE),--scale $(SCALE)) $(if $(ROW),--row $(ROW)) $(if $(MODE),--mode $(MODE)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: check

@@ -132,9 +132,10 @@ def run(settings: RunSettings) -> ExitCode:
             outcome, idle = _run(settings, stop, reload, resources)
         except _StoppedAtStart:
             log.info("stopped while starting; nothing was read")
-            return ExitCode.STOPPED
+            outcome, idle = ExitCode.STOPPED, False
     if not idle:
-        # A model call that still runs in native code when the interpreter is taken down ends in a segmentation fault.
+        # Native code, a model call or a half-done import, that still runs when the interpreter is taken down ends in
+        # a segmentation fault.
         logging.shutdown()
         os._exit(outcome)
     return outcome

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ def select_backend(name: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         # Only for the import itself: a reload must not divert what other threads log meanwhile.
-        with _notices_to_log() if "keras" not in sys.modules else contextlib.nullcontext():
+        with _first_import() if "keras" not in sys.modules else contextlib.nullcontext():
             import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
     except ImportError as error:
         raise BundleError(f"the bundle wants the Keras backend '{name}'; it is not installed: {error}") from error
@@ -54,12 +55,22 @@ def select_backend(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _notices_to_log() -> Iterator[None]:
-    """Log what libraries write to file descriptor 2 while they are imported.
+def _first_import() -> Iterator[None]:
+    """Log what libraries write to file descriptor 2 while they are imported, and let Ctrl-C wait until they are.
 
     TensorFlow writes notices there before any setting of its own can stop it; among JSON lines they would break
-    whatever reads the log.
+    whatever reads the log. An import that is interrupted half-way was seen to end in a segmentation fault.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _notices_to_log():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _notices_to_log() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as notices:
