@@ -109,7 +109,7 @@ class Pipeline:
         self._failing_since: dict[str, float] = {}  # by what would end the worker if it lasted
         self._last_commit = clock.monotonic()
         self._next_state = 0.0
-        self._missing = False
+        self._missing = True  # until the group has us as a member
 
     @property
     def recovering(self) -> bool:

@@ -9,6 +9,7 @@ one header whose name is not UTF-8, makes a range of the rest of its producer's 
 """
 
 import logging
+import math
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 
@@ -124,6 +125,7 @@ class KafkaSource:
         """
         if self._paused:
             self._consumer.pause(*(set(self._consumer.assignment()) - set(self._consumer.paused())))
+        self._finish_join()
         try:
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         except AuthorizationError as error:
@@ -222,6 +224,8 @@ class KafkaSource:
         elif not self._settled:
             return [f"the consumer group has not answered yet (member state {state})"]
         silent = self._heartbeat_age_s()
+        if silent == math.inf:
+            return ["no heartbeat of the consumer group was answered yet"]
         if silent is not None and silent > SESSION_TIMEOUT_MS / 1000:
             return [f"Kafka has not answered a heartbeat for {silent:.0f} s"]
         return []
@@ -236,8 +240,19 @@ class KafkaSource:
                 return float(group["last-heartbeat-seconds-ago"])
         return None
 
-    # kafka-python raises for a batch that it cannot read, then returns nothing of that partition for ever. This
-    # is the one place that looks into the client: no public call tells which partition it was, or where.
+    def _finish_join(self) -> None:
+        """Have a join that is under way completed.
+
+        kafka-python begins one when the topic's metadata differ from those of the assignment, and forgets it when
+        they are the same again before it is through: the member then sends no heartbeat for ever, and the group
+        drops it. No public call tells; within poll() nothing else changes these.
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining and not coordinator.rejoin_needed:
+            coordinator.request_rejoin()
+
+    # kafka-python raises for a batch that it cannot read, then returns nothing of that partition for ever. What
+    # follows looks into the client: no public call tells which partition it was, or where.
 
     def _step_past(self, error: Exception) -> bool:
         """Seek one offset past what raised. False: it was not a partition's data."""
