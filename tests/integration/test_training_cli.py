@@ -146,6 +146,8 @@ def test_ctrl_c_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={"PATH": "", "PYTHONUNBUFFERED": "1"},
+        # As from a terminal: a shell starts what it puts into the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it only sets a handler
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
