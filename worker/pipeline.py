@@ -189,6 +189,8 @@ class Pipeline:
 
     def _succeeded(self) -> None:
         """What was published can be seen by readers."""
+        if self._faults:
+            log.info("answers are delivered again")
         self._faults = 0
         self._failing_since.clear()
         stamps = [record.timestamp for parts in self._unseen for part in parts for record in part.records]
@@ -224,7 +226,7 @@ class Pipeline:
             self._pause_before_retry()
             return False
         self._rewinding = False
-        log.info("reading again from the committed positions")
+        log.debug("reading again from the committed positions")
         return True
 
     def _poll(self, *, draining: bool) -> None:
@@ -278,10 +280,13 @@ class Pipeline:
             log.info("%s; %d records in flight will be read again", failure, dropped)
             self._retry_at = now
             return
-        if self._faults == 0:
+        letters = failure.topic == self._letters.topic
+        kind = "letters" if letters else failure.step
+        # One line for each way in which it fails, not for each attempt.
+        if kind not in self._failing_since:
             log.warning("%s; %d records in flight are dropped and will be read again", failure, dropped)
         self._pause_before_retry()
-        self._end_if_it_lasts(failure, now)
+        self._end_if_it_lasts(failure, now - self._failing_since.setdefault(kind, now), letters=letters)
 
     def _pause_before_retry(self) -> None:
         pause = min(BACKOFF_LIMIT_S, BACKOFF_FIRST_S * 2**self._faults)
@@ -289,14 +294,11 @@ class Pipeline:
         self._retry_at = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._faults = min(self._faults + 1, 16)
 
-    def _end_if_it_lasts(self, failure: DeliveryFailed, now: float) -> None:
+    def _end_if_it_lasts(self, failure: DeliveryFailed, seconds: float, *, letters: bool) -> None:
         """An absent Kafka is waited for; one that refuses, or a dead-letter topic that fails, only so long."""
-        letters = failure.topic == self._letters.topic
-        kind = "letters" if letters else failure.step
-        since = self._failing_since.setdefault(kind, now)
-        if now - since < self._limits.refusal_timeout_s:
+        if seconds < self._limits.refusal_timeout_s:
             return
-        lasted = f"for {now - since:.0f} s (limit {self._limits.refusal_timeout_s:.0f} s)"
+        lasted = f"for {seconds:.0f} s (limit {self._limits.refusal_timeout_s:.0f} s)"
         if letters:
             raise KafkaUnreachable(
                 f"the dead-letter topic '{failure.topic}' could not be written {lasted}: {failure}"

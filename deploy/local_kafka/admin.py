@@ -6,13 +6,14 @@ because a kafka-python client that fails to bootstrap leaves its thread behind.
 
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ACL, ACLFilter, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import KafkaError
+from kafka.protocol.admin.client_quotas import AlterClientQuotasRequest
 
 Resource = Literal["topic", "group", "transactional_id", "cluster"]
 REQUEST_TIMEOUT_S = 15.0
@@ -34,6 +35,17 @@ def create_topics(bootstrap: str, topics: Mapping[str, tuple[int, Mapping[str, o
     }
     with admin_client(bootstrap) as admin:
         admin.create_topics(wanted, wait_for_metadata=True)
+
+
+def delete_topic(bootstrap: str, topic: str) -> None:
+    """Delete a topic with all that is in it, and wait until it is gone."""
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    with admin_client(bootstrap) as admin:
+        admin.delete_topics([topic])
+        while topic in admin.list_topics():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"topic {topic} is still there {REQUEST_TIMEOUT_S:.0f} s after its deletion")
+            time.sleep(POLL_S)
 
 
 def list_topics(bootstrap: str) -> set[str]:
@@ -64,6 +76,44 @@ def undo_deny(bootstrap: str, user: str, kind: Resource, name: str) -> None:
         [(_, removed, error)] = admin.delete_acls([pattern])
     if not removed:
         raise KafkaError(f"nothing denies {user} the {kind} {name!r} ({error.__name__})")
+
+
+def set_producer_quota(bootstrap: str, client_id: str, bytes_per_s: int | None) -> None:
+    """Bound what the producers of a client id may write to each broker, bytes a second; None: no bound.
+
+    kafka-python has the request and no method for it.
+    """
+    entry = AlterClientQuotasRequest.EntryData
+    request = AlterClientQuotasRequest(
+        entries=[
+            entry(
+                entity=[entry.EntityData(entity_type="client-id", entity_name=client_id)],
+                ops=[
+                    entry.OpData(key="producer_byte_rate", value=float(bytes_per_s or 0), remove=bytes_per_s is None)
+                ],
+            )
+        ],
+        validate_only=False,
+    )
+    with admin_client(bootstrap) as admin:
+        response = admin._manager.run(admin._manager.send, request)
+    for result in response.entries:
+        if result.error_code:
+            raise KafkaError(f"the quota of {client_id} was refused: {result.error_message}")
+
+
+def topic_bytes(bootstrap: str, topics: Collection[str]) -> int:
+    """What these topics take on all brokers' disks, replicas included."""
+    with admin_client(bootstrap) as admin:
+        dirs = admin.describe_log_dirs()
+    return sum(
+        partition["partition_size"]
+        for broker in dirs
+        for folder in broker["log_dirs"]
+        for topic in folder["topics"]
+        if topic["name"] in topics
+        for partition in topic["partitions"]
+    )
 
 
 def wait_ready(addresses: Mapping[int, str], deadline: float) -> None:

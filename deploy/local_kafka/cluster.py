@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -263,6 +263,14 @@ class KafkaCluster:
     def permit_app(self, kind: admin.Resource, name: str) -> None:
         """Undo deny_app()."""
         admin.undo_deny(self._reachable(), USER, kind, name)
+
+    def set_producer_quota(self, client_id: str, bytes_per_s: int | None) -> None:
+        """Bound what the producers of a client id may write to each broker; None: no bound."""
+        admin.set_producer_quota(self._reachable(), client_id, bytes_per_s)
+
+    def topic_bytes(self, topics: Collection[str]) -> int:
+        """What these topics take on all brokers' disks, replicas included."""
+        return admin.topic_bytes(self._reachable(), topics)
 
     # ---- inside
 

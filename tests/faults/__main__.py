@@ -20,7 +20,7 @@ from rich.table import Table
 from deploy.local_kafka.node import ClusterError
 from tests.faults.campaign import MODES, Mode, Options, Result, failed_result, run_row, schedule_of
 from tests.faults.fleet import FleetError
-from tests.faults.rows import ROWS, SHORT, Row
+from tests.faults.rows import OTHERS, ROWS, Row
 
 OUTPUT = Path("build/faults.json")
 
@@ -37,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign; 0 when every row is ok."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--scale", type=_scale, default=1.0, help="size of everything, above 0 to 1 (default 1)")
-    parser.add_argument("--row", choices=[*ROWS, SHORT.name], metavar="NAME", help="one row; --list names them")
+    parser.add_argument("--row", choices=[*ROWS, *OTHERS], metavar="NAME", help="one row; --list names them")
     parser.add_argument("--mode", choices=get_args(Mode), help="one delivery mode (default: both)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="of the schedules")
     parser.add_argument("--list", action="store_true", help="name the rows with their schedules, and end")
     given = parser.parse_args(arguments)
-    rows = [{**ROWS, SHORT.name: SHORT}[given.row]] if given.row else list(ROWS.values())
+    rows = [{**ROWS, **OTHERS}[given.row]] if given.row else list(ROWS.values())
     modes: Sequence[Mode] = [given.mode] if given.mode else MODES
     if given.list:
         for row in rows:

@@ -103,7 +103,7 @@ def account(
     firsts = _first_occurrences(known)
     lost = len(published) - len(firsts)
     duplicates = len(known) - len(firsts)
-    out_of_order = count_out_of_order(firsts)
+    late = out_of_order(firsts)
     wrong = [answer for answer in known if not is_right(answer, published[answer.position], offline)]
     problems = []
     if strangers := len(answers) - len(known):
@@ -114,8 +114,11 @@ def account(
     if wrong:
         first = wrong[0]
         problems.append(f"{len(wrong)} answers are wrong; the first, to {_named([first.position])}: {first}")
-    if out_of_order:
-        problems.append(f"{out_of_order} first answers came after one to a later message of their partition")
+    if late:
+        problems.append(
+            f"{len(late)} first answers came after one to a later message of their partition; "
+            f"the first, to {_named([late[0].position])}, at {late[0].at:.3f}"
+        )
     allowed = 0 if exactly_once else duplicates_allowed
     if duplicates > allowed:
         problems.append(f"{duplicates} answers repeat, {allowed} may")
@@ -126,7 +129,7 @@ def account(
         dead_letters=len(letters),
         lost=lost,
         duplicates=duplicates,
-        out_of_order=out_of_order,
+        out_of_order=len(late),
         wrong_score=len(wrong),
         longest_gap_s=longest_gap(published, firsts),
         problems=tuple(problems),
@@ -152,16 +155,16 @@ def is_right(answer: Answer, message: Published, offline: Mapping[str, Offline])
     return close and answer.anomaly == (answer.score > bundle.threshold)
 
 
-def count_out_of_order(firsts: Sequence[Answer]) -> int:
-    """How many first answers stand behind one to a later message of the same partition."""
+def out_of_order(firsts: Sequence[Answer]) -> list[Answer]:
+    """The first answers that stand behind one to a later message of the same partition."""
     latest: dict[int, int] = {}
-    count = 0
+    late = []
     for answer in firsts:
         partition, offset = answer.position
         if offset < latest.get(partition, -1):
-            count += 1
+            late.append(answer)
         latest[partition] = max(offset, latest.get(partition, -1))
-    return count
+    return late
 
 
 def longest_gap(published: Mapping[Position, Published], firsts: Sequence[Answer]) -> float:

@@ -11,6 +11,7 @@ from kafka import KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from deploy.local_kafka import KafkaCluster
+from deploy.local_kafka.admin import Resource
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Fleet
 from tests.faults.load import PARTITIONS, Load
@@ -19,6 +20,7 @@ from tests.faults.reader import Reader
 from tests.faults.rows import Step
 
 MIB = 1 << 20
+CLIENT_ID = "faults-worker"
 SWAP_TIMEOUT_S = 40.0
 LOOK_S = 0.2
 SLOW_NETWORK_S = 0.2
@@ -39,7 +41,7 @@ class Stage:
     load: Load
     reader: Reader
     shelf: Shelf
-    topic: str
+    topics: tuple[str, str, str]  # input, output, dead letters
     group: str
     burst: int
     problems: list[str] = field(default_factory=list)
@@ -141,10 +143,41 @@ def slow_network(stage: Stage, step: Step) -> None:
     _proxy(stage).delay_s = 0.0
 
 
+def withdraw(stage: Stage, step: Step) -> None:
+    """The workers may no longer read, write, commit or open transactions; then they may again."""
+    source, output, letters = stage.topics
+    resources: list[tuple[Resource, str]] = [
+        ("topic", source),
+        ("topic", output),
+        ("topic", letters),
+        ("group", stage.group),
+        ("transactional_id", "*"),
+    ]
+    kind, name = resources[step.target]
+    stage.cluster.deny_app(kind, name)
+    pause(step.seconds)
+    stage.cluster.permit_app(kind, name)
+
+
+def throttle(stage: Stage, step: Step) -> None:
+    """A producer quota at a tenth of what the paced load needs."""
+    answers = max(1, len(stage.reader.answers))
+    need = stage.load.rate * stage.cluster.topic_bytes(stage.topics[1:]) / answers
+    stage.cluster.set_producer_quota(CLIENT_ID, max(1, round(need / 10)))
+    answered = len(stage.reader.answered)
+    pause(step.seconds)
+    rate = (len(stage.reader.answered) - answered) / step.seconds
+    if rate > stage.load.rate / 2:
+        stage.problems.append(f"{rate:.0f} answers a second came under the quota: the fault has missed")
+    if rate == 0:
+        stage.problems.append("no answer at all came under the quota")
+    stage.cluster.set_producer_quota(CLIENT_ID, None)
+
+
 def guest(stage: Stage, step: Step) -> None:
     """Another member joins the group, takes partitions, does nothing with them, and leaves: two rebalances."""
     consumer = KafkaConsumer(
-        stage.topic,
+        stage.topics[0],
         bootstrap_servers=stage.cluster.bootstrap,
         group_id=stage.group,
         enable_auto_commit=False,
@@ -211,6 +244,18 @@ def endure(stage: Stage, step: Step) -> None:
         stage.fleet.terminate(number)
 
 
+def work_off(stage: Stage, step: Step) -> None:
+    """Watch the workers' memory while they work off all that was waiting for them."""
+    lowest = min(stage.fleet.resident_bytes())
+    highest = 0
+    until = time.monotonic() + step.seconds
+    while time.monotonic() < until and len(stage.reader.answered) < len(stage.load.acknowledged):
+        pause(0.5)
+        highest = max(highest, *stage.fleet.resident_bytes())
+    if highest - lowest > SLOW_GROWTH_BYTES:
+        stage.problems.append(f"memory grew by {(highest - lowest) / MIB:.0f} MiB over a backlog")
+
+
 REBALANCES = "reconstream_rebalances_total"
 REFUSED = "is refused"
 
@@ -225,7 +270,7 @@ ACTIONS: Mapping[str, Callable[[Stage, Step], None]] = MappingProxyType(
         action.__name__: action
         for action in (
             *(kill, terminate, zombie, stop_broker, kill_broker, silence_broker, cut, hold_produce),
-            *(hold_everything, slow_network, guest, swap, swap_damaged, endure),
+            *(hold_everything, slow_network, guest, swap, swap_damaged, endure, withdraw, throttle, work_off),
         )
     }
 )

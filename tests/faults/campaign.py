@@ -14,14 +14,15 @@ from typing import Literal
 import msgspec
 
 from deploy.local_kafka import KafkaCluster
+from deploy.local_kafka.cluster import USER
 from tests.faults.accounting import Account, Position, account
-from tests.faults.actions import Stage, pause, perform
+from tests.faults.actions import CLIENT_ID, Stage, pause, perform
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Exit, Fleet
 from tests.faults.load import PARTITIONS, Load, Messages
 from tests.faults.proxy import Proxy
 from tests.faults.reader import Reader, read_input
-from tests.faults.rows import MAX_IN_FLIGHT, MESSAGES, WORKERS, Row, Step
+from tests.faults.rows import MAX_IN_FLIGHT, WORKERS, Row, Step
 
 Mode = Literal["at_least_once", "exactly_once"]
 MODES: tuple[Mode, ...] = ("at_least_once", "exactly_once")
@@ -90,11 +91,13 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
     folder = options.folder / f"{row.name}-{options.mode}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    total = max(500, round(MESSAGES * options.scale))
+    total = max(500, round(row.messages * options.scale))
     with ExitStack() as resources:
         root = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="reconstream-faults-")))
         shelf = _fill_shelf(root / "bundles", row, options.scale)
-        cluster = resources.enter_context(KafkaCluster(root / "kafka", row.nodes, proxied=row.proxied))
+        cluster = resources.enter_context(
+            KafkaCluster(root / "kafka", row.nodes, proxied=row.proxied, secure=row.secure, acls=row.secure)
+        )
         resources.callback(_keep_broker_logs, cluster, folder)
         proxy = resources.enter_context(Proxy(cluster.proxy_routes)) if row.proxied else None
         strict = {"min.insync.replicas": row.nodes} if row.strict_letters else {}
@@ -122,7 +125,7 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
         if not row.upfront:
             load.start()
         burst = (total - half) // max(1, len(steps))
-        stage = Stage(cluster, proxy, fleet, load, reader, shelf, INPUT, GROUP, burst)
+        stage = Stage(cluster, proxy, fleet, load, reader, shelf, (INPUT, OUTPUT, LETTERS), GROUP, burst)
         began = time.monotonic()
         for number, step in enumerate(steps, start=1):
             say(f"  {time.monotonic() - began:6.1f} s  {number}/{len(steps)}  {step}")
@@ -200,6 +203,8 @@ def _settings(row: Row, options: Options, cluster: KafkaCluster, shelf: Shelf) -
     return {
         "bundle": shelf.folder,
         "kafka__bootstrap_servers": cluster.bootstrap_for_proxy if row.proxied else cluster.bootstrap,
+        "kafka__client_id": CLIENT_ID,
+        **(_login(cluster) if row.secure else {}),
         "input_topic": INPUT,
         "output_topic": OUTPUT,
         "dead_letter_topic": LETTERS,
@@ -211,6 +216,16 @@ def _settings(row: Row, options: Options, cluster: KafkaCluster, shelf: Shelf) -
         "http_port": 0,
         "log_format": "json",
         **row.settings,
+    }
+
+
+def _login(cluster: KafkaCluster) -> dict[str, object]:
+    return {
+        "kafka__bootstrap_servers": cluster.bootstrap_for("SASL_PLAINTEXT"),
+        "kafka__security_protocol": "SASL_PLAINTEXT",
+        "kafka__sasl_mechanism": "SCRAM-SHA-512",
+        "kafka__sasl_username": USER,
+        "kafka__sasl_password": cluster.app_password,
     }
 
 

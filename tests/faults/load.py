@@ -5,6 +5,7 @@ the faults are the worker's and every acknowledged position is known.
 """
 
 import base64
+import contextlib
 import json
 import threading
 import time
@@ -100,6 +101,7 @@ class Load:
         rate: of messages a second, beside bursts.
 
     Attributes:
+        rate: as given.
         acknowledged: Unix time by position, of every message that Kafka has acknowledged.
         failures: what was not acknowledged, in words.
     """
@@ -110,7 +112,7 @@ class Load:
         self._topic = topic
         self._messages = messages
         self._total = total
-        self._rate = rate
+        self.rate = rate
         self._next = 0
         self._wanted = 0.0
         self._lock = threading.Lock()
@@ -163,7 +165,8 @@ class Load:
         if self._thread.is_alive():
             self._thread.join()
         for producer in (self._producer, self._zipping):
-            producer.close(timeout=0)
+            with contextlib.suppress(KafkaError):
+                producer.close(timeout=0)
 
     def _run(self) -> None:
         last = time.monotonic()
@@ -172,7 +175,7 @@ class Load:
             finishing = self._finish.wait(STEP_S)
             now = time.monotonic()
             with self._lock:
-                self._wanted += (now - last) * self._rate
+                self._wanted += (now - last) * self.rate
                 count = self._total - self._next if finishing else int(self._wanted)
                 self._wanted -= min(count, self._wanted)
             last = now

@@ -56,7 +56,9 @@ class Row:
         settings: of the workers, beside the common ones.
         oversize_every: every so many-th poison message has 5 MB.
         bundles: how many there are to swap; the last of them takes burn_s seconds a batch.
+        messages: at scale 1.
         upfront: all messages are published before the first step, else half at a pace and half in bursts.
+        secure: the workers log in, and their rights can be withdrawn.
         strict_letters: the dead-letter topic wants all replicas.
         evidence: what a worker's log must say, or the fault has missed.
         may_exit: exit codes that a worker may end with unasked, or when asked.
@@ -72,7 +74,9 @@ class Row:
     bundles: int = 1
     shape: tuple[int, int, int] = SMALL
     burn_s: Callable[[float], float] | None = None
+    messages: int = MESSAGES
     upfront: bool = False
+    secure: bool = False
     strict_letters: bool = False
     evidence: str | None = None
     may_exit: frozenset[int] = frozenset()
@@ -156,12 +160,29 @@ def _bundle_swap(rng: Random, scale: float) -> list[Step]:
 
 
 def _slow_model(rng: Random, scale: float) -> list[Step]:
-    # Longer than the 60 s after which the group would throw out a member that does not poll.
+    # Longer than the 30 s after which the group would throw out a member that does not poll.
     return [Step("endure", 1.0, 0.0, 0, lasting(150, scale, 30), WORKERS)]
 
 
 def _letters_unwritable(rng: Random, scale: float) -> list[Step]:
     return [Step("stop_broker", 3.0, rng.uniform(0, LEAD_S), rng.randint(1, 3), lasting(30, scale, 10), WORKERS)]
+
+
+def _rights(rng: Random, scale: float) -> list[Step]:
+    order = rng.sample(range(RIGHTS), RIGHTS)
+    return [Step("withdraw", 3.0, rng.uniform(0, LEAD_S), which, lasting(15, scale, 8), WORKERS) for which in order]
+
+
+def _quota(rng: Random, scale: float) -> list[Step]:
+    return [Step("throttle", 5.0, rng.uniform(0, LEAD_S), 0, lasting(120, scale, 30), WORKERS)]
+
+
+def _slow_network(rng: Random, scale: float) -> list[Step]:
+    return [Step("slow_network", 3.0, rng.uniform(0, LEAD_S), 0, lasting(60, scale, 15), 0)]
+
+
+def _backlog(_rng: Random, scale: float) -> list[Step]:
+    return [Step("work_off", 0.0, 0.0, 0, lasting(600, scale, 60), 0)]
 
 
 def _everything(rng: Random, scale: float) -> list[Step]:
@@ -206,6 +227,8 @@ def _burn(scale: float) -> float:
     return lasting(65, scale, 12)
 
 
+# Kinds of resources whose rights are withdrawn, see tests.faults.actions.
+RIGHTS = 5
 RELOADING = MappingProxyType({"reload_interval_s": 1})
 
 ROWS: Mapping[str, Row] = MappingProxyType(
@@ -232,6 +255,9 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 may_exit=frozenset({1}),
             ),
             Row("dead_letters_unwritable_30s", _letters_unwritable, nodes=3, strict_letters=True),
+            Row("rights_withdrawn", _rights, secure=True, evidence="Kafka does not let us"),
+            Row("producer_quota", _quota),
+            Row("slow_network", _slow_network, proxied=True),
             Row("oversize_compressed", _nothing, oversize_every=50),
             Row(
                 "everything",
@@ -250,5 +276,13 @@ ROWS: Mapping[str, Row] = MappingProxyType(
     }
 )
 
-# One fleet meets one of each of the commonest faults: the campaign's short form, for the test suite.
-SHORT = Row("short", _short, proxied=True, evidence="read again")
+# Beside the campaign. short: its form for the test suite, one fleet that meets one of each of the commonest faults.
+OTHERS: Mapping[str, Row] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Row("short", _short, proxied=True, evidence="read again"),
+            Row("million_waiting", _backlog, messages=1_000_000, upfront=True),
+        )
+    }
+)

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign import MODES, Mode, Options, run_row
-from tests.faults.rows import SHORT
+from tests.faults.rows import OTHERS
 
 SCALE = 0.04
+
+SHORT = OTHERS["short"]
 
 
 @pytest.mark.parametrize("mode", MODES)

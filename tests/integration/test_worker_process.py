@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 import uuid
 import zlib
 from collections import Counter
@@ -51,6 +52,14 @@ class Lane:
         answers = [json.loads(record.value or b"") for record in read_all(self.options, self.output, at_least)]
         return Counter((answer["source"]["partition"], answer["source"]["offset"]) for answer in answers)
 
+    def wait_answered(self, count: int, worker: WorkerProcess, timeout_s: float = 60) -> None:
+        """Until so many messages have an answer; one that was answered twice counts once."""
+        pause = threading.Event()
+        deadline = time.monotonic() + timeout_s
+        while len(self.positions(at_least=0)) < count:
+            assert time.monotonic() < deadline, f"not {count} messages have an answer:\n{worker.text}"
+            pause.wait(0.2)
+
 
 @pytest.fixture
 def lane(kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle) -> Lane:
@@ -75,8 +84,9 @@ def test_a_kill_loses_nothing_and_a_stop_repeats_nothing(lane: Lane, tmp_path: P
     assert 300 <= answered_by_first < 3000, "the kill did not come in the middle"
     with WorkerProcess(tmp_path / "second.log", settings) as worker:
         worker.wait_ready()
-        answers = lane.positions(at_least=3000)
+        lane.wait_answered(3000, worker)
         assert worker.terminate() == ExitCode.STOPPED, worker.text
+    answers = lane.positions(at_least=3000)
     assert set(answers) == expected(3000)
     repeated = sum(answers.values()) - 3000
     assert repeated <= (64 if delivery == "at_least_once" else 0), "more repeated than may be in flight"

@@ -15,8 +15,8 @@ from tests.faults.accounting import (
     Position,
     Published,
     account,
-    count_out_of_order,
     longest_gap,
+    out_of_order,
 )
 from tests.faults.campaign import schedule_of
 from tests.faults.rows import ROWS, Row
@@ -97,7 +97,7 @@ def test_out_of_order_counts_first_answers_behind_a_later_one_of_their_partition
     expected = sum(any(before > offset for before in order[:index]) for index, offset in enumerate(order))
     shuffled = [right_answer((0, offset)) for offset in order]
     others = [answer for answer in ANSWERS if answer.position[0] == 1]
-    assert count_out_of_order([*shuffled, *others]) == expected
+    assert len(out_of_order([*shuffled, *others])) == expected
     assert held([*shuffled, *others]).out_of_order == expected
 
 

@@ -57,6 +57,22 @@ def test_answers_that_may_not_have_arrived_are_given_again(broker: MemoryBroker)
     assert worker.telemetry.rebuilt_steps == ["publish"]
 
 
+def test_the_log_has_a_line_for_each_way_of_failing_and_not_for_each_attempt(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed(broker, 40)
+    source, publisher = MemorySource(broker, IN, 16), MemoryPublisher(broker)
+    publisher.failures += [DeliveryFailed("publish", "no answer")] * 3
+    publisher.failures += [DeliveryFailed("refused", "not allowed")] * 3
+    with caplog.at_level("INFO", "worker.pipeline"), start(broker, source, publisher) as worker:
+        wait_committed(broker, 40)
+        assert worker.stop() is ExitCode.STOPPED
+    said = [record.getMessage().split(";")[0] for record in caplog.records]
+    assert said.count("no answer") == 1
+    assert said.count("not allowed") == 1
+    assert said.count("answers are delivered again") == 1
+
+
 def test_a_commit_that_fails_is_followed_by_reading_again(broker: MemoryBroker) -> None:
     feed(broker, 40)
     source = MemorySource(broker, IN, 16)

@@ -7,6 +7,7 @@ a doubtful past is sent again behind the pipeline's back.
 
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +22,11 @@ from kafka.errors import (
     IllegalGenerationError,
     InvalidTopicError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     ProducerFencedError,
     RecordListTooLargeError,
+    UnknownError,
     UnknownMemberIdError,
     UnknownTopicOrPartitionError,
 )
@@ -65,6 +68,7 @@ _FENCED = (
     UnknownMemberIdError,
     FencedInstanceIdError,
 )
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _REFUSED = (AuthorizationError, InvalidTopicError, UnknownTopicOrPartitionError)
 
 
@@ -126,6 +130,7 @@ class KafkaPublisher:
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
         """See worker.ports.Publisher."""
         futures: list[Any] = []
+        began = time.monotonic()
         try:
             send = self._connected().send
             for topic, partition, key, value, headers in records:
@@ -133,7 +138,12 @@ class KafkaPublisher:
         except MessageSizeTooLargeError as error:
             futures.append(RecordRefused(len(futures), str(error)))
         except KafkaError as error:
-            raise _failure(error, len(futures), records[len(futures)].topic) from error
+            topic = records[len(futures)].topic
+            if isinstance(error, KafkaTimeoutError) and _is_missing(self._producer, topic, began):
+                raise DeliveryFailed(
+                    "refused", f"Kafka does not let us write to '{topic}': it is gone", topic
+                ) from error
+            raise _failure(error, len(futures), topic) from error
         except ValueError as error:
             # The client's word for a partition that its metadata does not have; the rebuild brings a fresh one.
             topic, partition = records[len(futures)][:2]
@@ -216,10 +226,18 @@ class KafkaTransactions(KafkaPublisher):
 
     def flush(self) -> None:
         """See worker.ports.Transactions."""
-        try:
-            self._connected().flush(timeout=DELIVERY_IN_TRANSACTION_MS / 1000)
-        except KafkaError as error:
-            raise _failure(error, 0, None) from error
+        deadline = time.monotonic() + DELIVERY_IN_TRANSACTION_MS / 1000
+        while True:
+            try:
+                self._connected().flush(timeout=max(0.0, deadline - time.monotonic()))
+            except UnknownError:
+                # The client's word for a batch that was split while it was waited for; its halves are under way.
+                if time.monotonic() >= deadline:
+                    raise DeliveryFailed("publish", "answers were not acknowledged in time") from None
+            except KafkaError as error:
+                raise _failure(error, 0, None) from error
+            else:
+                return
 
     def commit(self, positions: Positions, group: object) -> None:
         """See worker.ports.Transactions."""
@@ -240,11 +258,17 @@ class KafkaTransactions(KafkaPublisher):
         self._touched.clear()
 
     def rebuild(self) -> bool:
-        """See worker.ports.Publisher: connects at once, because that ends what was left open."""
+        """See worker.ports.Publisher: connects at once, because that ends what was left open.
+
+        Raises:
+            DeliveryFailed: Kafka refuses it; an absent one is False.
+        """
         self.close()
         try:
             self._connected()
         except DeliveryFailed as error:
+            if error.step == "refused":
+                raise
             log.debug("no new producer yet: %s", error)
             return False
         return True
@@ -286,8 +310,20 @@ class KafkaTransactions(KafkaPublisher):
         of these partitions, which shows that its leader is there, and aborted together with what lies before it.
         """
         producer.begin_transaction()
+        gone: set[str] = set()
         for topic, partition in sorted(self._touched):
-            producer.send(topic, b"", None, [SEAL_HEADER], partition).get(timeout=DELIVERY_IN_TRANSACTION_MS / 1000)
+            if topic in gone:
+                continue
+            began = time.monotonic()
+            try:
+                sent = producer.send(topic, b"", None, [SEAL_HEADER], partition)
+                sent.get(timeout=DELIVERY_IN_TRANSACTION_MS / 1000)
+            except _TOO_LARGE:
+                pass  # the leader has spoken, and the partition is part of what is aborted
+            except KafkaTimeoutError:
+                if not _is_missing(producer, topic, began):
+                    raise
+                gone.add(topic)  # and with it whatever was open there
         if self._offered is not None:
             # Refused or not, it makes the group's partition part of what is aborted.
             with contextlib.suppress(DeliveryFailed):
@@ -295,6 +331,18 @@ class KafkaTransactions(KafkaPublisher):
         _bounded(producer, "begin_abort")
         self._touched.clear()
         self._offered = None
+
+
+def _is_missing(producer: KafkaProducer | None, topic: str, since: float) -> bool:
+    """Whether Kafka has answered since then (time.monotonic()), and knows no such topic.
+
+    No public call tells that from an absent Kafka: the client waits for either, and gives the same error.
+    """
+    if producer is None:
+        return False
+    metadata = producer._metadata
+    answered = bool(metadata._last_successful_refresh_ms / 1000 >= since)
+    return answered and metadata.partitions_for_topic(topic) is None
 
 
 def _give_up(producer: KafkaProducer) -> None:
@@ -325,8 +373,8 @@ def _bounded(
 
 def _failure(error: BaseException, index: int, topic: str | None, step: str = "publish") -> Exception:
     """What a client's error means to the pipeline."""
-    if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
-        return RecordRefused(index, str(error))
+    if isinstance(error, _TOO_LARGE):
+        return RecordRefused(index, f"max.message.bytes of '{topic}' is too small for it: {error}")
     if isinstance(error, _FENCED):
         return DeliveryFailed("fenced", f"somebody else has taken over: {error!r}", topic)
     if isinstance(error, _REFUSED):

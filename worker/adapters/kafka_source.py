@@ -37,7 +37,7 @@ SESSION_TIMEOUT_MS = 6_000
 HEARTBEAT_INTERVAL_MS = 2_000
 # The rebalance waits this long for a member that does not poll. Ours polls several times a second whatever the
 # model does, so this only bounds what a hung process costs the group.
-MAX_POLL_INTERVAL_MS = 60_000
+MAX_POLL_INTERVAL_MS = 30_000
 CALL_TIMEOUT_MS = 5_000
 REWIND_TIMEOUT_MS = 1_000
 # In one fetch from one broker; beside the bytes in flight this is what the client itself may hold.
