@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from deploy.local_kafka import KafkaCluster
 from tests.faults.proxy import PRODUCE, Proxy
 from tests.support.kafka import read_all
 from worker.adapters.kafka_publisher import KafkaPublisher
+from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
 
 
@@ -33,3 +36,18 @@ def test_a_publisher_that_was_given_up_sends_nothing_more(tmp_path: Path) -> Non
     values = [(record.value or b"")[:20].rstrip(b"\0") for record in records]
     # What was on the wire may arrive, at any place; it cannot be called back.
     assert [value for value in values if value != b"on the wire"] == [b"acknowledged", b"after the rebuild"]
+
+
+def test_nothing_is_sent_behind_a_record_that_was_refused(tmp_path: Path) -> None:
+    with KafkaCluster(tmp_path, secure=True, acls=True) as cluster:
+        cluster.create_topics({"verdicts": (1, {})})
+        cluster.deny_app("topic", "verdicts")
+        publisher = KafkaPublisher(
+            cluster.client_settings("SASL_PLAINTEXT"), max_message_bytes=1 << 20, topic_limits={}
+        )
+        records = [OutRecord("verdicts", 0, None, b"%d" % number, []) for number in range(3)]
+        # The client returns a future that has failed, and would take the next record if it were allowed by then.
+        with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
+            publisher.send(records)
+        publisher.close()
+    assert caught.value.step == "refused"

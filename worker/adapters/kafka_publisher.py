@@ -134,7 +134,12 @@ class KafkaPublisher:
         try:
             send = self._connected().send
             for topic, partition, key, value, headers in records:
-                futures.append(send(topic, value, key, headers, partition))
+                future = send(topic, value, key, headers, partition)
+                # What a broker has refused comes as a future that has failed, and the next record may be taken: it
+                # would stand before this one.
+                if future.exception is not None:
+                    raise future.exception
+                futures.append(future)
         except MessageSizeTooLargeError as error:
             futures.append(RecordRefused(len(futures), str(error)))
         except KafkaError as error:
