@@ -73,3 +73,31 @@ def test_an_output_topic_too_small_for_a_verdict_ends_the_worker_within_its_boun
         assert worker.wait(timeout=90) == ExitCode.KAFKA_REFUSED, worker.text
     assert lane.output in worker.text
     assert "max.message.bytes" in worker.text
+
+
+def test_an_input_topic_that_stays_away_ends_the_worker_within_its_bound(
+    lane: Lane, kafka: Broker, tmp_path: Path
+) -> None:
+    lane.feed(30)
+    with WorkerProcess(tmp_path / "worker.log", {**lane.settings, "refusal_timeout_s": BOUND_S}) as worker:
+        lane.positions(at_least=30)
+        delete_topic(kafka.bootstrap, lane.input)
+        assert worker.wait(timeout=60) == ExitCode.KAFKA_REFUSED, worker.text
+    assert f"'{lane.input}': it is gone" in worker.text
+
+
+def test_an_input_topic_that_is_deleted_and_made_again_is_read_again(
+    lane: Lane, kafka: Broker, tmp_path: Path
+) -> None:
+    lane.feed(30)
+    with WorkerProcess(tmp_path / "worker.log", lane.settings) as worker:
+        lane.positions(at_least=30)
+        delete_topic(kafka.bootstrap, lane.input)
+        wait_for(lambda: f"'{lane.input}': it is gone" in worker.text, worker, timeout_s=60)
+        create_topics(kafka.bootstrap, {lane.input: (3, {})})
+        lane.feed(60)
+        wait_for(lambda: sum(committed(lane.options, lane.group, lane.input).values()) == 60, worker, timeout_s=60)
+        assert set(lane.positions(at_least=90)) == {
+            (partition, offset) for partition in range(3) for offset in range(20)
+        }
+        assert worker.terminate() == ExitCode.STOPPED, worker.text

@@ -121,7 +121,7 @@ class KafkaSource:
         """See worker.ports.Source.
 
         Raises:
-            DeliveryFailed: reading is not allowed.
+            DeliveryFailed: reading is not allowed, or the topic was deleted.
         """
         if self._paused:
             self._consumer.pause(*(set(self._consumer.assignment()) - set(self._consumer.paused())))
@@ -142,6 +142,8 @@ class KafkaSource:
                     raise DeliveryFailed("refused", f"the consumer cannot read '{self._topic}': {error!r}") from error
                 log.debug("poll: %r", error)
             fetched = {}
+        if not fetched and self._is_gone():
+            raise DeliveryFailed("refused", f"Kafka does not let us read '{self._topic}': it is gone")
         # Before the revocations: a generation that came after them may not vouch for what they took.
         group = self._consumer.group_metadata()
         revoked = frozenset(self._listener.revoked)
@@ -233,6 +235,13 @@ class KafkaSource:
     def close(self) -> None:
         """Leave the group; bounded in time."""
         self._consumer.close(autocommit=False, timeout_ms=CALL_TIMEOUT_MS)
+
+    def _is_gone(self) -> bool:
+        """Whether the topic was deleted: the group has taken its partitions, and Kafka's last answer lacks it.
+
+        The public partitions_for_topic() would wait for Kafka, without a bound, to say so.
+        """
+        return not self._consumer.assignment() and self._consumer._cluster.partitions_for_topic(self._topic) is None
 
     def _heartbeat_age_s(self) -> float | None:
         for group in self._consumer.metrics().values():
