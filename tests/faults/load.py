@@ -158,6 +158,12 @@ class Load:
                 self.failures.append(f"not all messages were acknowledged: {error!r}")
             producer.close(timeout=5)
 
+    def stop(self) -> None:
+        """Publish nothing more, and wait for every acknowledgement."""
+        with self._lock:
+            self._total = 0
+        self.finish()
+
     def close(self) -> None:
         """End without publishing the rest; nothing after finish()."""
         self._total = self._next
