@@ -1,10 +1,15 @@
 """What a publisher has given up never comes behind what its successor has sent: only the order of the wire counts."""
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deploy.local_kafka import KafkaCluster
+from deploy.local_kafka.admin import delete_topic
+from tests.conftest import Broker
 from tests.faults.proxy import PRODUCE, Proxy
 from tests.support.kafka import read_all
 from worker.adapters.kafka_publisher import KafkaPublisher
@@ -50,4 +55,26 @@ def test_nothing_is_sent_behind_a_record_that_was_refused(tmp_path: Path) -> Non
         with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
             publisher.send(records)
         publisher.close()
+    assert caught.value.step == "refused"
+
+
+def test_a_topic_that_is_deleted_behind_the_client_s_back_is_told_long_before_its_delivery_times_out(
+    kafka: Broker, topics: Callable[..., str]
+) -> None:
+    topic = topics(1)
+    publisher = KafkaPublisher({"bootstrap_servers": kafka.bootstrap}, max_message_bytes=1 << 20, topic_limits={})
+    record = OutRecord(topic, 0, None, b"verdict", [])
+
+    def wait_settled(timeout_s: float) -> None:
+        ticket = publisher.send([record])
+        deadline = time.monotonic() + timeout_s
+        while not ticket.settled():
+            assert time.monotonic() < deadline, "neither acknowledged nor refused"
+            threading.Event().wait(0.02)
+
+    wait_settled(30)
+    delete_topic(kafka.bootstrap, topic)
+    with pytest.raises(DeliveryFailed, match="it is gone") as caught:
+        wait_settled(30)
+    publisher.close()
     assert caught.value.step == "refused"

@@ -75,11 +75,13 @@ _REFUSED = (AuthorizationError, InvalidTopicError, UnknownTopicOrPartitionError)
 class KafkaTicket:
     """The futures of records that were sent together; fulfils worker.ports.Ticket."""
 
-    __slots__ = ("_futures", "_records")
+    __slots__ = ("_futures", "_look_at", "_producer", "_records")
 
-    def __init__(self, records: Sequence[OutRecord], futures: list[Any]) -> None:
+    def __init__(self, producer: KafkaProducer, records: Sequence[OutRecord], futures: list[Any]) -> None:
+        self._producer = producer
         self._records = records
         self._futures = futures
+        self._look_at = time.monotonic() + MAX_BLOCK_MS / 1000
 
     def settled(self) -> bool:
         """See worker.ports.Ticket."""
@@ -90,12 +92,22 @@ class KafkaTicket:
             if isinstance(future, RecordRefused):
                 raise future
             if not future.is_done:
+                self._look_for_topic(self._records[len(futures) - 1].topic)
                 return False
             if future.exception is not None:
                 index = len(futures) - 1
                 raise _failure(future.exception, index, self._records[index].topic) from future.exception
             futures.pop()
         return True
+
+    def _look_for_topic(self, topic: str) -> None:
+        """The client sends to a topic that was deleted until its delivery times out: say so before."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + MAX_BLOCK_MS / 1000
+        if _is_missing(self._producer, topic, now - MAX_BLOCK_MS / 1000):
+            raise _gone(topic)
 
 
 class KafkaPublisher:
@@ -131,8 +143,9 @@ class KafkaPublisher:
         """See worker.ports.Publisher."""
         futures: list[Any] = []
         began = time.monotonic()
+        producer = self._connected()
         try:
-            send = self._connected().send
+            send = producer.send
             for topic, partition, key, value, headers in records:
                 future = send(topic, value, key, headers, partition)
                 # What a broker has refused comes as a future that has failed, and the next record may be taken: it
@@ -144,16 +157,14 @@ class KafkaPublisher:
             futures.append(RecordRefused(len(futures), str(error)))
         except KafkaError as error:
             topic = records[len(futures)].topic
-            if isinstance(error, KafkaTimeoutError) and _is_missing(self._producer, topic, began):
-                raise DeliveryFailed(
-                    "refused", f"Kafka does not let us write to '{topic}': it is gone", topic
-                ) from error
+            if isinstance(error, KafkaTimeoutError) and _is_missing(producer, topic, began):
+                raise _gone(topic) from error
             raise _failure(error, len(futures), topic) from error
         except ValueError as error:
             # The client's word for a partition that its metadata does not have; the rebuild brings a fresh one.
             topic, partition = records[len(futures)][:2]
             raise DeliveryFailed("refused", f"'{topic}' has no partition {partition}: {error}", topic) from error
-        return KafkaTicket(records, futures)
+        return KafkaTicket(producer, records, futures)
 
     def rebuild(self) -> bool:
         """See worker.ports.Publisher. The next send() connects anew."""
@@ -168,7 +179,10 @@ class KafkaPublisher:
 
     def _connected(self) -> KafkaProducer:
         if self._producer is None:
-            self._producer = self._connect()
+            try:
+                self._producer = self._connect()
+            except KafkaError as error:
+                raise _failure(error, 0, None) from error
         return self._producer
 
     def _connect(self, **more: object) -> KafkaProducer:
@@ -338,16 +352,18 @@ class KafkaTransactions(KafkaPublisher):
         self._offered = None
 
 
-def _is_missing(producer: KafkaProducer | None, topic: str, since: float) -> bool:
+def _is_missing(producer: KafkaProducer, topic: str, since: float) -> bool:
     """Whether Kafka has answered since then (time.monotonic()), and knows no such topic.
 
     No public call tells that from an absent Kafka: the client waits for either, and gives the same error.
     """
-    if producer is None:
-        return False
     metadata = producer._metadata
     answered = bool(metadata._last_successful_refresh_ms / 1000 >= since)
     return answered and metadata.partitions_for_topic(topic) is None
+
+
+def _gone(topic: str) -> DeliveryFailed:
+    return DeliveryFailed("refused", f"Kafka does not let us write to '{topic}': it is gone", topic)
 
 
 def _give_up(producer: KafkaProducer) -> None:
