@@ -14,6 +14,7 @@ from scipy import stats
 
 from worker.core.bundle import ThresholdFit
 from worker.core.errors import ConfigurationError
+from worker.core.image_statistics import brightness_and_sharpness
 
 Scores = NDArray[np.float32]
 
@@ -97,6 +98,12 @@ def quantiles(values: Scores) -> dict[str, float]:
     """The QUANTILES of float32 (n,) values, by name ("0.5" is the median)."""
     levels = np.quantile(values.astype(np.float64), QUANTILES)
     return {f"{name:g}": float(level) for name, level in zip(QUANTILES, levels, strict=True)}
+
+
+def image_quantiles(images: NDArray[np.uint8]) -> dict[str, dict[str, float]]:
+    """The quantiles of `brightness` and `sharpness` of images, uint8 (n, H, W, C), as the worker measures them."""
+    brightness, sharpness = brightness_and_sharpness(images)
+    return {"brightness": quantiles(brightness), "sharpness": quantiles(sharpness)}
 
 
 def in_words(method: str, parameters: Mapping[str, float]) -> str:

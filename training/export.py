@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import quantiles
+from training.calibrate import image_quantiles, quantiles
 from training.data import Dataset
 from worker.adapters.keras_scorer import KerasScorer, weights_sha256
 from worker.core.bundle import (
@@ -133,7 +133,11 @@ def write_bundle(
             score=SCORE,
             serving=Serving(precision="float32", backend=keras.backend.backend()),
             threshold=Threshold(**msgspec.structs.asdict(threshold)),
-            calibration_quantiles={"score": quantiles(calibration.scores), "error": quantiles(calibration.errors)},
+            calibration_quantiles={
+                "score": quantiles(calibration.scores),
+                "error": quantiles(calibration.errors),
+                **image_quantiles(dataset.calibration),
+            },
             training=dict(training),
             data=dataset.description(),
             versions=versions(),

@@ -12,14 +12,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from types import FrameType
 
+import numpy as np
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from worker.adapters import kafka_admin
 from worker.adapters.http_server import HttpServer
 from worker.adapters.kafka_publisher import KafkaPublisher, KafkaTransactions
 from worker.adapters.kafka_source import KafkaSource
+from worker.adapters.memory_limit import memory_limit_bytes
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
 from worker.core.batching import Batcher
@@ -156,7 +159,7 @@ def _run(
     http = HttpServer(settings.http_host, settings.http_port, registry, watchdog.stalled, readiness.missing)
     resources.callback(http.close)
     resources.callback(watchdog.stop)  # after everything that closes later, and may hang
-    telemetry.watch(missing=readiness.missing, progress_age_s=watchdog.age_s)
+    telemetry.watch(missing=readiness.missing, progress_age_s=watchdog.age_s, memory_limit_bytes=memory_limit_bytes)
     log.info("serving %s/metrics, /livez and /readyz", http.url)
 
     readiness.waiting_for("Kafka's topics")
@@ -165,7 +168,7 @@ def _run(
     readiness.waiting_for("the model")
     _prepare_backend(bundle)
     model = _load(bundle, settings, telemetry)
-    _announce(bundle, telemetry)
+    announce(bundle, telemetry)
 
     readiness.waiting_for("the consumer group")
     max_poll_records = max(1, min(MAX_POLL_RECORDS, settings.max_in_flight_records // MIN_IN_FLIGHT_POLLS))
@@ -228,7 +231,7 @@ def _run(
         interval_s=settings.reload_interval_s,
         load=lambda found: _load(found, settings, telemetry),
         replace=scoring.replace,
-        announce=lambda found: _announce(found, telemetry),
+        announce=lambda found: announce(found, telemetry),
         telemetry=telemetry,
     )
     reloader.start()
@@ -303,16 +306,39 @@ def _load(bundle: Bundle, settings: RunSettings, telemetry: PrometheusTelemetry)
     return Model(scorer, judge, spec, keras_scorer.golden_check(scorer, bundle))
 
 
-def _announce(bundle: Bundle, telemetry: PrometheusTelemetry) -> None:
+def announce(bundle: Bundle, telemetry: PrometheusTelemetry) -> None:
     """Tell which bundle judges from now on."""
     manifest = bundle.manifest
     telemetry.set_model(
         bundle.model,
         threshold=manifest.threshold.value,
+        expected=expected_anomaly_ratio(bundle),
         quantiles=manifest.calibration_quantiles,
+        errors=bundle.calibration.errors,
+        trained_s=unix_time(manifest.created),
         backend=manifest.serving.backend,
         precision=manifest.serving.precision,
     )
+
+
+def expected_anomaly_ratio(bundle: Bundle) -> dict[str, float]:
+    """The false-positive rate that the threshold stands for, by bound: a percentile's own, else calibration's."""
+    threshold, scores = bundle.manifest.threshold, bundle.calibration.scores
+    percentile = threshold.parameters.get("percentile") if threshold.method == "percentile" else None
+    share = float(np.mean(scores > bundle.threshold)) if percentile is None else (100 - percentile) / 100
+    if threshold.interval is None:
+        return {"expected": share}
+    lower, upper = threshold.interval
+    return {"lower": lower, "expected": share, "upper": upper}
+
+
+def unix_time(iso: str) -> float | None:
+    """Seconds since the epoch of a time in ISO 8601, UTC where it names no zone; None where it is something else."""
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def stream_naming(rule: str) -> Callable[[SourceRecord], str]:

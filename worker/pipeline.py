@@ -21,6 +21,7 @@ theirs, fetching is paused and polling goes on, so that the group sees a living 
 import logging
 import random
 import threading
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,7 @@ class Pipeline:
         self._paused = False
         self._at_scorer = 0  # records handed over and not yet answered
         self._had_records = False
+        self._published_at: deque[float] = deque()  # of each batch that the ledger has not settled, oldest first
         self._unseen: list[Sequence[Part]] = []  # acknowledged, and invisible to readers until the commit
         self._rewinding = False
         self._faults = 0  # since the last success
@@ -173,7 +175,9 @@ class Pipeline:
             index = stop
         if not alive:
             return
+        handed_over = self._clock.monotonic()
         self._ledger.published(alive, self._publisher.send(out))
+        self._published_at.append(handed_over)
         self._letters.count(index, len(answers.rejections))
 
     def _settle(self) -> None:
@@ -183,6 +187,8 @@ class Pipeline:
             self._letters.refused(self._ledger.oldest_published or ())
             raise DeliveryFailed("size", f"Kafka refuses a record for its size: {refusal}") from refusal
         if batches:
+            now = self._clock.monotonic()
+            self._telemetry.published([now - self._published_at.popleft() for _ in batches])
             self._unseen += batches
             if not self._guarantee.rolls_back:
                 self._succeeded()
@@ -273,6 +279,7 @@ class Pipeline:
         """Drop what is in flight and read again from the committed positions, after a growing pause."""
         dropped = self._ledger.revoke_all()
         self._unseen.clear()
+        self._published_at.clear()
         self._rewinding = True
         self._telemetry.rebuilt(failure.step)
         now = self._clock.monotonic()
@@ -322,6 +329,7 @@ class Pipeline:
             paused=self._paused,
             assigned=len(self._source.assignment()),
             lag=self._source.lag(),
+            connected=not missing,
         )
 
     def _drain(self) -> ExitCode:

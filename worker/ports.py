@@ -194,8 +194,12 @@ class Telemetry(Protocol):
         scores: NDArray[np.float32],
         errors: NDArray[np.float32],
         anomalies: Sequence[bool],
+        images: NDArray[np.uint8],
     ) -> None:
-        """A batch was judged; one entry per judged image. Called by the scoring thread, once per batch."""
+        """A batch was judged; one entry per judged image. Called by the scoring thread, once per batch.
+
+        `images` is uint8 (N, H, W, C); it holds others as soon as this returns.
+        """
         ...
 
     def batch(self, *, records: int, wait_s: float, decode_s: float, inference_s: float) -> None:
@@ -208,6 +212,10 @@ class Telemetry(Protocol):
 
     def expired(self, stream: str) -> None:
         """A record was answered `expired`: it was too old to be judged."""
+        ...
+
+    def published(self, durations_s: Sequence[float]) -> None:
+        """Batches were acknowledged; for each the seconds since its answers were handed to the client."""
         ...
 
     def acknowledged(self, latencies_s: NDArray[np.float64]) -> None:
@@ -226,8 +234,12 @@ class Telemetry(Protocol):
         paused: bool,
         assigned: int,
         lag: dict[TopicPartition, int],
+        connected: bool,
     ) -> None:
-        """Where the I/O thread stands; called about once a second. `assigned` is a number of partitions."""
+        """Where the I/O thread stands; called about once a second.
+
+        `assigned` is a number of partitions; `connected`: Kafka answers, and the group has us as a member.
+        """
         ...
 
     def rebalanced(self, revoked: int) -> None:

@@ -149,9 +149,9 @@ class Answerer:
                 if json_id is not None:
                     json_ids[index] = json_id
         decoded = self._clock.monotonic()
-        scores, errors = self._score(self._images, readable, rejections)
+        judged = self._score(self._images, readable, rejections)
         scored = self._clock.monotonic()
-        verdicts = self._verdicts(records, readable, rejections, expired, json_ids, scores, errors)
+        verdicts = self._verdicts(records, readable, rejections, expired, json_ids, *judged)
         self._telemetry.batch(
             records=len(records),
             wait_s=began - batch.oldest,
@@ -178,11 +178,11 @@ class Answerer:
 
     def _score(
         self, images: NDArray[np.uint8], readable: list[int], rejections: dict[int, Unreadable]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score the first len(readable) images; what has no finite score moves from readable to rejections."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        """Scores, errors and images of what is readable; what has no finite score moves from there to rejections."""
         count = len(readable)
         if count == 0:
-            return np.empty(0, np.float32), np.empty(0, np.float32)
+            return np.empty(0, np.float32), np.empty(0, np.float32), images[:0]
         refused: dict[int, Unreadable] = {}
         try:
             scores, errors = self._model.scorer.score(images, count)
@@ -201,11 +201,11 @@ class Answerer:
                     f"expected a finite score, the model gave score {scores[slot]} and error {errors[slot]}.",
                 )
         if not refused:
-            return scores, errors
+            return scores, errors, images[:count]
         rejections.update({readable[slot]: rejection for slot, rejection in refused.items()})
         kept = [slot for slot in range(count) if slot not in refused]
         readable[:] = [readable[slot] for slot in kept]
-        return scores[kept], errors[kept]
+        return scores[kept], errors[kept], images[kept]
 
     def _bisect(
         self,
@@ -243,6 +243,7 @@ class Answerer:
         json_ids: dict[int, str],
         scores: NDArray[np.float32],
         errors: NDArray[np.float32],
+        images: NDArray[np.uint8],
     ) -> list[OutRecord]:
         judge = self._model.judge
         judged = judge.judge(scores, errors)
@@ -293,7 +294,7 @@ class Answerer:
             if (key or headers) and len(key or b"") + headers_bytes(headers) > MAX_CARRIED_BYTES:
                 key, headers = None, []
             out.append(OutRecord(self._output_topic, record.partition, key, self._encode(verdict), headers))
-        self._telemetry.scored(streams, scores, errors, judged.anomalies)
+        self._telemetry.scored(streams, scores, errors, judged.anomalies, images)
         return out
 
 

@@ -73,6 +73,8 @@ def test_the_manifest_says_what_was_done(bundle: Bundle) -> None:
     assert manifest.training["epochs"] == len(manifest.training["loss_history"]) == 2
     assert set(manifest.versions) >= {"reconstream", "keras", "tensorflow", "numpy", "opencv", "python"}
     assert manifest.calibration_quantiles["score"]["0.5"] == pytest.approx(np.median(bundle.calibration.scores))
+    assert set(manifest.calibration_quantiles) == {"score", "error", "brightness", "sharpness"}
+    assert 0 < manifest.calibration_quantiles["brightness"]["0.5"] < 1
 
 
 def test_the_golden_images_are_of_both_kinds(bundle: Bundle) -> None:

@@ -284,14 +284,25 @@ class PixelScorer:
 
 
 class SilentTelemetry:
-    """Fulfils worker.ports.Telemetry and says nothing; keeps the peak of records in flight."""
+    """Fulfils worker.ports.Telemetry and says nothing; keeps what tests look at."""
 
     def __init__(self) -> None:
         self.rebuilt_steps: list[str] = []
         self.expired_streams: list[str] = []
         self.reloads: list[str] = []
+        self.judged: list[tuple[list[str], NDArray[np.float32], NDArray[np.uint8]]] = []
+        self.publish_durations_s: list[float] = []
+        self.connected: list[bool] = []
 
-    def scored(self, streams: object, scores: object, errors: object, anomalies: object) -> None: ...
+    def scored(
+        self,
+        streams: Sequence[str],
+        scores: NDArray[np.float32],
+        errors: NDArray[np.float32],
+        anomalies: Sequence[bool],
+        images: NDArray[np.uint8],
+    ) -> None:
+        self.judged.append((list(streams), errors, images.copy()))
 
     def batch(self, **_: object) -> None: ...
 
@@ -300,11 +311,15 @@ class SilentTelemetry:
     def expired(self, stream: str) -> None:
         self.expired_streams.append(stream)
 
+    def published(self, durations_s: Sequence[float]) -> None:
+        self.publish_durations_s += durations_s
+
     def acknowledged(self, latencies_s: object) -> None: ...
 
     def committed(self, records: int, seconds: float) -> None: ...
 
-    def state(self, **_: object) -> None: ...
+    def state(self, *, connected: bool, **_: object) -> None:
+        self.connected.append(connected)
 
     def rebalanced(self, revoked: int) -> None: ...
 

@@ -19,7 +19,7 @@ from worker.core.verdicts import Judge, ModelName
 from worker.delivery import AtLeastOnce, ExactlyOnce
 from worker.letters import DeadLetters
 from worker.pipeline import Limits, Pipeline
-from worker.ports import Publisher, Source, Transactions
+from worker.ports import Clock, Publisher, Source, Transactions
 from worker.scoring import Answerer, Model, ScoringThread
 
 SPEC = ImageSpec(2, 3, 1)
@@ -74,12 +74,13 @@ def running(
     exactly_once: bool = False,
     max_dead_letter_ratio: float | None = None,
     dead_letter_window: int = 1000,
+    clock: Clock | None = None,
     **limit_changes: Any,
 ) -> Iterator[Running]:
     """Run a pipeline with a PixelScorer until the block ends. `exactly_once` needs a publisher of transactions."""
     guarantee = ExactlyOnce(cast("Transactions", publisher)) if exactly_once else AtLeastOnce(source)
     scorer = scorer if scorer is not None else PixelScorer()
-    clock, telemetry = SystemClock(), SilentTelemetry()
+    clock, telemetry = clock or SystemClock(), SilentTelemetry()
 
     def golden_check() -> None:
         if scorer.broken:

@@ -1,10 +1,17 @@
 import os
 import signal
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from worker.app import Readiness, SignalRequest, stream_naming
+from tests.property.test_bundle import QUANTILES, THRESHOLD, write_fake_bundle
+from worker.adapters.prometheus import PrometheusTelemetry
+from worker.adapters.system_clock import SystemClock
+from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, stream_naming, unix_time
+from worker.core.bundle import read_bundle
 from worker.core.records import Headers, Record
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -139,3 +146,49 @@ def test_a_signal_ends_a_start_that_waits() -> None:
     stop.goes_to(pipeline.request_stop)
     stop.handle(signal.SIGTERM, None)
     assert pipeline.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("iso", "seconds"),
+    [
+        ("2026-01-02T03:04:05+00:00", 1767323045.0),
+        ("2026-01-02T05:04:05+02:00", 1767323045.0),
+        ("2026-01-02T03:04:05", 1767323045.0),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_the_time_of_a_bundle(iso: str, seconds: float | None) -> None:
+    assert unix_time(iso) == seconds
+
+
+@pytest.mark.parametrize(
+    ("change", "ratios"),
+    [
+        ({"interval": [0.002, 0.05]}, {"lower": 0.002, "expected": 0.01, "upper": 0.05}),
+        # Of the nine scores from 0.1 to 0.9 two are above 0.75.
+        ({"method": "mean_plus_k_std", "parameters": {"k": 3.0}, "interval": None}, {"expected": 2 / 9}),
+        ({"parameters": {}, "interval": None}, {"expected": 2 / 9}),
+    ],
+)
+def test_the_expected_ratio_is_the_percentiles_or_the_calibrations(
+    tmp_path: Path, change: dict[str, Any], ratios: dict[str, float]
+) -> None:
+    bundle = read_bundle(write_fake_bundle(tmp_path, manifest={"threshold": {**THRESHOLD, **change}}))
+    assert expected_anomaly_ratio(bundle) == pytest.approx(ratios)
+
+
+@pytest.mark.parametrize("more", [{}, {"brightness": {"0.5": 0.3}, "sharpness": {"0.5": 0.1}}], ids=["old", "new"])
+def test_an_older_bundle_is_announced_with_what_it_has(tmp_path: Path, more: dict[str, Any]) -> None:
+    bundle = read_bundle(write_fake_bundle(tmp_path, manifest={"calibration_quantiles": {**QUANTILES, **more}}))
+    registry = CollectorRegistry()
+    announce(bundle, PrometheusTelemetry(registry, SystemClock()))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"reconstream_{name}", {**labels, "version": bundle.model.version})
+
+    assert value("model_trained_timestamp_seconds") == 1767323045
+    assert value("expected_anomaly_ratio", bound="upper") == 0.05
+    assert value("reconstruction_error_count") == 0
+    assert value("image_brightness_count") == (0 if more else None)
+    assert value("calibration_quantile", quantity="sharpness", level="0.5") == (0.1 if more else None)

@@ -149,6 +149,8 @@ def test_what_is_no_file_is_refused_unopened(folder: Path, make: Callable[[Path]
         ({"calibration_quantiles": {**QUANTILES, "other": {"0.5": 1.0}}}, "calibration_quantiles of score and error"),
         ({"calibration_quantiles": {**QUANTILES, "error": {}}}, "calibration_quantiles of score and error"),
         ({"calibration_quantiles": {**QUANTILES, "error": {"1.0": 1e39}}}, "finite float32"),
+        ({"calibration_quantiles": {**QUANTILES, "brightness": {"high": 1.0}}}, "finite float32 by level 0 to 1"),
+        ({"calibration_quantiles": {**QUANTILES, "sharpness": {"1.1": 1.0}}}, "finite float32 by level 0 to 1"),
         ({"serving": {"precision": "float16", "backend": "tensorflow"}}, "float16"),
         ({"name": "Fake"}, "'Fake' is no bundle name"),
         ({"name": "x" * 64}, "is no bundle name"),

@@ -1,17 +1,76 @@
 import math
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.adapters.metrics import METRICS
-from worker.adapters.prometheus import Histogram, bucket_edges
+from tests.support.telemetry import Desk, fill
+from worker.adapters.histograms import Histogram, bucket_edges
+from worker.adapters.metrics import METRICS, PREFIX, table
 from worker.adapters.system_clock import SystemClock
 from worker.ports import Clock
 
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+# The contract with dashboards and alerts: name, type, labels, unit. A change here breaks them.
+CONTRACT = """
+messages_total                        counter    status,stream
+anomalies_total                       counter    stream
+small_errors_total                    counter    stream
+repeated_errors_total                 counter    stream
+stream_last_message_timestamp_seconds gauge      stream                          seconds
+dead_letters_total                    counter    reason
+score                                 histogram  version
+reconstruction_error                  histogram  version
+score_threshold_ratio                 histogram  -                               ratio
+image_brightness                      histogram  version
+image_sharpness                       histogram  version
+drift_distance_ratio                  gauge      quantity,version                ratio
+drift_window_images                   gauge      -                               images
+score_threshold                       gauge      version
+expected_anomaly_ratio                gauge      bound,version                   ratio
+calibration_quantile                  gauge      quantity,level,version
+model_info                            gauge      name,version,backend,precision
+model_trained_timestamp_seconds       gauge      version                         seconds
+device_info                           gauge      kind,name
+batch_records                         histogram  -                               records
+wait_duration_seconds                 histogram  -                               seconds
+decode_duration_seconds               histogram  -                               seconds
+inference_duration_seconds            histogram  -                               seconds
+publish_duration_seconds              histogram  -                               seconds
+commit_duration_seconds               histogram  -                               seconds
+committed_records_total               counter    -
+latency_seconds                       histogram  -                               seconds
+clock_skew_total                      counter    -
+lag_records                           gauge      topic,partition                 records
+assigned_partitions                   gauge      -
+paused_partitions                     gauge      -
+in_flight_records                     gauge      -                               records
+in_flight_bytes                       gauge      -                               bytes
+rebalances_total                      counter    -
+revoked_partitions_total              counter    -
+rebuilds_total                        counter    cause
+reloads_total                         counter    outcome
+kafka_connected                       gauge      -
+ready                                 gauge      -
+last_progress_timestamp_seconds       gauge      -                               seconds
+memory_limit_bytes                    gauge      -                               bytes
+"""
+README = Path(__file__).parents[2] / "worker" / "README.md"
+
+
+def test_names_types_labels_and_units_are_those_that_dashboards_know() -> None:
+    ours = [(metric.name, metric.kind, ",".join(metric.labels) or "-", metric.unit) for metric in METRICS]
+    assert ours == [_fields(line) for line in CONTRACT.strip().splitlines()]
+
+
+def _fields(line: str) -> tuple[str, str, str, str]:
+    name, kind, labels, *unit = line.split()
+    return name, kind, labels, unit[0] if unit else ""
 
 
 def test_names_and_units_follow_the_naming_rules() -> None:
@@ -22,6 +81,33 @@ def test_names_and_units_follow_the_naming_rules() -> None:
         assert metric.name.endswith(metric.unit)
         assert metric.help.endswith(".")
         assert not {"le", "quantile"} & set(metric.labels)
+
+
+def test_every_help_says_what_to_do() -> None:
+    """At least what it is, and then what follows from it."""
+    for metric in METRICS:
+        assert len(re.findall(r"[.:;](?: |$)", metric.help)) >= 2, metric.name
+        assert len(metric.help) < 320, metric.name
+        assert "|" not in metric.help, "it would end a cell of the table"
+
+
+def test_the_table_in_the_readme_is_that_of_the_code() -> None:
+    begin, end = "<!-- metrics: worker.adapters.metrics.table() -->\n", "\n<!-- end -->"
+    text = README.read_text("utf-8")
+    assert text.count(begin) == text.count(end) == 1
+    assert text.split(begin)[1].split(end)[0] == table(), (
+        "put this between the two comments: "
+        ".venv/bin/python -c 'from worker.adapters.metrics import table; print(table())'"
+    )
+
+
+def test_the_table_has_every_metric_that_is_exposed() -> None:
+    desk = Desk()
+    fill(desk)
+    listed = re.findall(r"^\| `(\w+)` \|", table(), re.MULTILINE)
+    exposed = [re.sub("_total$", "", name) for name in listed]
+    assert sorted(exposed) == sorted(family.name for family in desk.scrape().families)
+    assert all(name.startswith(PREFIX) for name in listed)
 
 
 @given(

@@ -2,114 +2,29 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import DuplicateTimeseries
 
+from tests.support.telemetry import QUANTILES, THRESHOLD, Desk, FixedClock, Scraped, fill, grey
 from worker.adapters.metrics import METRICS, PREFIX
 from worker.adapters.prometheus import MAX_STEPS, MAX_STREAMS, PrometheusTelemetry
 from worker.core.errors import Reason
 from worker.core.records import TopicPartition
-from worker.core.verdicts import Judge, ModelName
-from worker.ports import Clock, Telemetry
-
-THRESHOLD = np.float32(0.0123)
-QUANTILES = {
-    "score": {"0.01": 0.001, "0.5": 0.004, "0.9": 0.008, "0.99": float(THRESHOLD), "1": 0.02},
-    "error": {"0.01": 0.002, "0.5": 0.005, "1": 0.03},
-}
-
-
-class FixedClock:
-    def monotonic(self) -> float:
-        return 5.0
-
-    def now_ms(self) -> int:
-        return 1_700_000_000_500
-
-
-class Scraped:
-    """The values of one scrape by name and labels."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.text = generate_latest(registry).decode()
-        self.families = list(parse_text(self.text))
-        self._values = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in self.families
-            for sample in family.samples
-        }
-
-    def __call__(self, name: str, /, **labels: str) -> float | None:
-        return self._values.get((PREFIX + name, frozenset(labels.items())))
-
-    def by(self, name: str, label: str, /, **labels: str) -> dict[str, float]:
-        """All samples of `name` with these labels, by another label's value."""
-        return {
-            dict(key)[label]: value
-            for (sample, key), value in self._values.items()
-            if sample == PREFIX + name and labels.items() <= dict(key).items()
-        }
-
-
-class Desk:
-    """A telemetry with one model set, and its scrapes."""
-
-    def __init__(self, clock: Clock | None = None) -> None:
-        self.registry = CollectorRegistry()
-        self.telemetry = PrometheusTelemetry(self.registry, clock or FixedClock())
-        self.set_model("aaa")
-
-    def set_model(self, version: str, threshold: float = float(THRESHOLD)) -> None:
-        self.telemetry.set_model(
-            ModelName("mnist", version),
-            threshold=threshold,
-            quantiles=QUANTILES,
-            backend="tensorflow",
-            precision="float32",
-        )
-
-    def score(
-        self, *scores: float | np.float32, stream: str = "left", threshold: np.float32 = THRESHOLD
-    ) -> list[bool]:
-        values = np.array(scores, np.float32)
-        judge = Judge(ModelName("mnist", "aaa"), float(threshold), np.array([0.5], np.float32))
-        anomalies = judge.judge(values, values).anomalies
-        self.telemetry.scored([stream] * len(values), values, values, anomalies)
-        return anomalies
-
-    def scrape(self) -> Scraped:
-        return Scraped(self.registry)
+from worker.ports import Telemetry
 
 
 @pytest.fixture
 def desk() -> Desk:
     return Desk()
-
-
-def fill(desk: Desk) -> None:
-    """Give every metric a value."""
-    telemetry = desk.telemetry
-    desk.score(0.001, 0.5)
-    telemetry.unreadable("left", Reason.TRUNCATED_IMAGE)
-    telemetry.batch(records=3, wait_s=0.01, decode_s=0.002, inference_s=0.03)
-    telemetry.acknowledged(np.array([0.2, 0.3, -1.0]))
-    telemetry.committed(3, 0.004)
-    telemetry.state(
-        in_flight_records=7, in_flight_bytes=900, paused=True, assigned=1, lag={TopicPartition("images", 2): 11}
-    )
-    telemetry.rebalanced(2)
-    telemetry.rebuilt("commit")
-    telemetry.set_device("GPU", "H100")
-    telemetry.watch(missing=list, progress_age_s=lambda: 1.5)
 
 
 def test_it_is_a_telemetry(desk: Desk) -> None:
@@ -145,7 +60,8 @@ def test_a_second_one_in_the_same_registry_is_refused(desk: Desk) -> None:
 
 def test_judged_messages_and_anomalies_are_counted_by_stream(desk: Desk) -> None:
     scores = np.array([0.001, 0.5, 0.5, 0.002, 0.9], np.float32)
-    desk.telemetry.scored(["a", "a", "b", "b", "a"], scores, scores, [False, True, True, False, True])
+    flags = [False, True, True, False, True]
+    desk.telemetry.scored(["a", "a", "b", "b", "a"], scores, scores, flags, grey(1, 2, 3, 4, 5))
     desk.telemetry.unreadable("c", Reason.EMPTY_VALUE)
     scraped = desk.scrape()
     assert scraped.by("messages_total", "stream", status="judged") == {"a": 3, "b": 2, "c": 0}
@@ -184,7 +100,7 @@ def test_streams_beyond_the_limit_become_other(desk: Desk) -> None:
 def test_any_stream_name_can_be_scraped(streams: list[str]) -> None:
     desk = Desk()
     values = np.full(len(streams), 0.5, np.float32)
-    desk.telemetry.scored(streams, values, values, [True] * len(streams))
+    desk.telemetry.scored(streams, values, values, [True] * len(streams), grey(*[0] * len(streams)))
     judged = desk.scrape().by("messages_total", "stream", status="judged")
     assert sum(judged.values()) == len(streams)
 
@@ -237,7 +153,7 @@ def test_buckets_agree_with_verdicts_for_any_scores(threshold: float, scores: li
 def test_every_histogram_is_cumulative_and_its_count_is_its_last_bucket(desk: Desk) -> None:
     fill(desk)
     histograms = [family for family in desk.scrape().families if family.type == "histogram"]
-    assert len(histograms) == 9
+    assert len(histograms) == 12
     for family in histograms:
         buckets = [sample for sample in family.samples if sample.name.endswith("_bucket")]
         counts = [sample.value for sample in buckets]
@@ -281,7 +197,7 @@ def test_a_threshold_of_zero_has_no_ratio(desk: Desk) -> None:
 def test_scores_before_a_model_is_set_are_counted() -> None:
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry, FixedClock())
-    telemetry.scored(["a"], np.ones(1, np.float32), np.ones(1, np.float32), [True])
+    telemetry.scored(["a"], np.ones(1, np.float32), np.ones(1, np.float32), [True], grey(9))
     assert Scraped(registry)("messages_total", status="judged", stream="a") == 1
 
 
@@ -298,15 +214,20 @@ def test_negative_latencies_count_as_zero_and_as_skew(desk: Desk) -> None:
     assert latencies[0] == -5.0  # the caller's array is left alone
 
 
+def report(desk: Desk, **changes: Any) -> None:
+    state: dict[str, Any] = {"in_flight_records": 0, "in_flight_bytes": 0, "paused": False, "assigned": 0, "lag": {}}
+    desk.telemetry.state(**{**state, "connected": True, **changes})
+
+
 def test_lag_of_revoked_partitions_vanishes(desk: Desk) -> None:
     first, second = TopicPartition("images", 0), TopicPartition("images", 1)
-    desk.telemetry.state(in_flight_records=1, in_flight_bytes=2, paused=True, assigned=2, lag={first: 3, second: 4})
+    report(desk, in_flight_records=1, in_flight_bytes=2, paused=True, assigned=2, lag={first: 3, second: 4})
     scraped = desk.scrape()
     assert scraped.by("lag_records", "partition", topic="images") == {"0": 3, "1": 4}
     assert (scraped("assigned_partitions"), scraped("paused_partitions")) == (2, 2)
     assert (scraped("in_flight_records"), scraped("in_flight_bytes")) == (1, 2)
     desk.telemetry.rebalanced(1)
-    desk.telemetry.state(in_flight_records=0, in_flight_bytes=0, paused=False, assigned=1, lag={second: 4})
+    report(desk, assigned=1, lag={second: 4})
     scraped = desk.scrape()
     assert scraped.by("lag_records", "partition", topic="images") == {"1": 4}
     assert (scraped("assigned_partitions"), scraped("paused_partitions")) == (1, 0)
@@ -330,7 +251,7 @@ def test_readiness_and_progress_are_asked_at_each_scrape(desk: Desk) -> None:
     assert desk.scrape()("last_progress_timestamp_seconds") is None
     missing = ["warming up"]
     age = 2.0
-    desk.telemetry.watch(missing=lambda: missing, progress_age_s=lambda: age)
+    desk.telemetry.watch(missing=lambda: missing, progress_age_s=lambda: age, memory_limit_bytes=lambda: None)
     assert desk.scrape()("ready") == 0
     missing.clear()
     assert desk.scrape()("ready") == 1
@@ -344,7 +265,7 @@ def test_a_check_may_use_the_telemetry(desk: Desk) -> None:
         desk.telemetry.rebuilt("seen")
         return 0.0
 
-    desk.telemetry.watch(missing=list, progress_age_s=age)
+    desk.telemetry.watch(missing=list, progress_age_s=age, memory_limit_bytes=lambda: None)
     assert desk.scrape()("rebuilds_total", cause="seen") == 1
 
 
@@ -357,12 +278,13 @@ def test_the_newest_device_is_the_one_shown(desk: Desk) -> None:
 def test_two_threads_and_a_scraper_lose_nothing(desk: Desk) -> None:
     scores = np.linspace(0, 0.1, 64, dtype=np.float32)
     flags = (scores > THRESHOLD).tolist()
+    images = grey(*range(64))
     failures: list[str] = []
     done = threading.Event()
 
     def scoring() -> None:
         for turn in range(300):
-            desk.telemetry.scored([f"s{turn % 80}"] * 64, scores, scores, flags)
+            desk.telemetry.scored([f"s{turn % 80}"] * 64, scores, scores, flags, images)
             desk.telemetry.batch(records=64, wait_s=0.1, decode_s=0.1, inference_s=0.1)
             if turn % 50 == 0:
                 desk.set_model(f"v{turn % 100}")
@@ -372,9 +294,7 @@ def test_two_threads_and_a_scraper_lose_nothing(desk: Desk) -> None:
             desk.telemetry.acknowledged(scores.astype(np.float64))
             desk.telemetry.unreadable("s0", Reason.NULL_VALUE)
             lag = {TopicPartition("images", partition): turn for partition in range(turn % 5)}
-            desk.telemetry.state(
-                in_flight_records=turn, in_flight_bytes=turn, paused=False, assigned=len(lag), lag=lag
-            )
+            report(desk, in_flight_records=turn, in_flight_bytes=turn, assigned=len(lag), lag=lag)
 
     def scraping() -> None:
         while not done.is_set():
@@ -413,4 +333,5 @@ def test_a_batch_costs_less_than_two_microseconds_an_image(desk: Desk) -> None:
     scores: NDArray[np.float32] = rng.exponential(0.005, 256).astype(np.float32)
     streams = [f"camera-{index % 8}" for index in range(256)]
     anomalies = (scores > THRESHOLD).tolist()
-    assert cost_s(lambda: desk.telemetry.scored(streams, scores, scores, anomalies), 200) < 256 * 2e-6
+    images = rng.integers(0, 256, (256, 28, 28, 1), dtype=np.uint8)
+    assert cost_s(lambda: desk.telemetry.scored(streams, scores, scores, anomalies, images), 200) < 256 * 2e-6

@@ -256,3 +256,28 @@ def test_a_range_that_kafka_cannot_read_is_lettered_however_old_it_is() -> None:
     answers = answerer(model(1), max_age_ms=MAX_AGE_MS).answer(batch((fresh, None), (corrupt, 9), (old, None)))
     assert [verdict["status"] for verdict in verdicts(answers)] == ["judged", "unreadable", "expired"]
     assert {index: rejection.reason for index, rejection in answers.rejections.items()} == {1: Reason.CORRUPT_RECORD}
+
+
+def test_telemetry_sees_the_judged_images_alone_and_each_with_its_error() -> None:
+    telemetry = SilentTelemetry()
+    of = [
+        *records([10, 255, 30]),  # the model refuses 255
+        Record("images", 0, 3, NOW_MS, b"k", b"too short"),
+        Record("images", 0, 4, NOW_MS - 10_000, b"k", bytes([40]) * 6),
+        *records([50], first=5),
+    ]
+    answers = answerer(model(1), telemetry, max_age_ms=MAX_AGE_MS).answer(batch((of, None)))
+    statuses = [verdict["status"] for verdict in verdicts(answers)]
+    assert statuses == ["judged", "unreadable", "judged", "unreadable", "expired", "judged"]
+    [(streams, errors, images)] = telemetry.judged
+    assert streams == ["partition-0"] * 3
+    assert images.shape == (3, 2, 3, 1)
+    assert images[:, 0, 0, 0].tolist() == [10, 30, 50]
+    assert errors.tolist() == pytest.approx([(level / 255) ** 2 for level in (10, 30, 50)])
+
+
+def test_telemetry_sees_no_image_where_none_was_judged() -> None:
+    telemetry = SilentTelemetry()
+    answerer(model(1), telemetry).answer(batch((records([255, 255]), None)))
+    [(streams, errors, images)] = telemetry.judged
+    assert (streams, len(errors), len(images)) == ([], 0, 0)

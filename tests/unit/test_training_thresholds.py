@@ -11,11 +11,13 @@ from training.calibrate import (
     fit_mean_plus_k_std,
     fit_percentile,
     fit_threshold,
+    image_quantiles,
     quantiles,
 )
 from training.evaluate import evaluate, judge_thresholds
 from worker.core.bundle import Calibration
 from worker.core.errors import ConfigurationError
+from worker.core.image_statistics import brightness_and_sharpness
 
 SCORES = hnp.arrays(np.float32, st.integers(2, 200), elements=st.floats(0, 1e4, width=32))
 
@@ -88,6 +90,14 @@ def test_quantiles_have_names_and_ascend() -> None:
     assert named["0.5"] == 50
     assert (named["0"], named["1"]) == (0, 100)
     assert list(named.values()) == sorted(named.values())
+
+
+def test_quantiles_of_images_are_those_of_what_the_worker_measures() -> None:
+    images = np.random.default_rng(3).integers(0, 256, (101, 5, 7, 3), np.uint8)
+    named = image_quantiles(images)
+    for quantity, values in zip(("brightness", "sharpness"), brightness_and_sharpness(images), strict=True):
+        assert named[quantity] == quantiles(values)
+        assert 0 < named[quantity]["0"] < named[quantity]["0.5"] < named[quantity]["1"] < 1
 
 
 def test_an_evaluation_by_hand() -> None:

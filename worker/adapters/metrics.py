@@ -99,9 +99,70 @@ MODEL = Metric(
 CALIBRATION = Metric(
     "calibration_quantile",
     "gauge",
-    "Quantiles of score and error on the calibration's normal images; level 0.99 is the 99th percentile. Draw "
-    "beside histogram_quantile of the live ones: where they part, the input has drifted.",
+    "Quantiles of score, error, brightness and sharpness of the calibration's normal images (older bundles lack the "
+    "last two); level 0.99 is the 99th percentile. Draw beside histogram_quantile of the live ones: where they part, "
+    "the input has drifted.",
     ("quantity", "level", "version"),
+)
+EXPECTED = Metric(
+    "expected_anomaly_ratio",
+    "gauge",
+    "Share of normal images that the threshold flags, as calibrated (bound=expected), and its 95 % interval (lower, "
+    "upper; absent where the method promises none). Compare with anomalies / messages judged: above upper, look for "
+    "faults first, then calibrate anew.",
+    ("bound", "version"),
+    "ratio",
+)
+TRAINED = Metric(
+    "model_trained_timestamp_seconds",
+    "gauge",
+    "When the bundle in use was made, Unix time. Months old: evaluate it on new images, and fit again if it lost.",
+    ("version",),
+    "seconds",
+)
+BRIGHTNESS = Metric(
+    "image_brightness",
+    "histogram",
+    "Mean of the pixel values of judged images, 0 black to 1 white, in buckets from the calibration's quantiles. A "
+    "step: light, exposure or a covered lens.",
+    ("version",),
+)
+SHARPNESS = Metric(
+    "image_sharpness",
+    "histogram",
+    "Mean absolute difference of horizontally neighbouring pixels of judged images, 0 to 1, in buckets from the "
+    "calibration's quantiles. Falling: clean and focus the lens. Rising: noise; look at gain and light.",
+    ("version",),
+)
+DRIFT = Metric(
+    "drift_distance_ratio",
+    "gauge",
+    "How far the newest images are from the calibration's: Kolmogorov-Smirnov distance, 0 the same to 1 apart, by "
+    "quantity (error, brightness, sharpness). Up to 0.1 is chance (1000 images against 500). Brightness or sharpness "
+    "high: the camera. Error alone: the parts, or the model has aged. Absent below 100 images.",
+    ("quantity", "version"),
+    "ratio",
+)
+DRIFT_WINDOW = Metric(
+    "drift_window_images",
+    "gauge",
+    "Images in the window that drift is measured over, up to 1000; it starts anew with each bundle. Trust drift from "
+    "500 on.",
+    unit="images",
+)
+SMALL_ERRORS = Metric(
+    "small_errors_total",
+    "counter",
+    "Judged images whose error is below the calibration's 1 % quantile. 1 % of the judged is normal; far more means "
+    "that images lack detail: check focus, lens and light, since faults are then missed in silence.",
+    ("stream",),
+)
+REPEATED_ERRORS = Metric(
+    "repeated_errors_total",
+    "counter",
+    "Judged images whose error is that of the stream's image before, to the last bit. More than a few: the camera, "
+    "or what publishes its images, repeats one picture; restart it.",
+    ("stream",),
 )
 DEVICE = Metric(
     "device_info",
@@ -134,6 +195,13 @@ INFERENCE = Metric(
     "histogram",
     "The model's time for a batch. A step up without a new version: the device is shared, throttled or gone; see "
     "reconstream_device_info.",
+    unit="seconds",
+)
+PUBLISH = Metric(
+    "publish_duration_seconds",
+    "histogram",
+    "From handing a batch's answers to the Kafka client until all were acknowledged, as the I/O loop sees it: up to "
+    "0.1 s more while idle. Seconds: the brokers or the network are slow, or replicas are missing.",
     unit="seconds",
 )
 COMMIT = Metric(
@@ -219,6 +287,12 @@ RELOADS = Metric(
     "refused: the log says why; put it right or switch 'current' back.",
     ("outcome",),
 )
+CONNECTED = Metric(
+    "kafka_connected",
+    "gauge",
+    "1 while Kafka answers and the consumer group has this worker as a member. At 0 for a minute: check the brokers, "
+    "the network to them, and the log.",
+)
 READY = Metric(
     "ready",
     "gauge",
@@ -231,11 +305,29 @@ LAST_PROGRESS = Metric(
     "it hangs, /livez fails and the watchdog restarts it; keep its log.",
     unit="seconds",
 )
+MEMORY_LIMIT = Metric(
+    "memory_limit_bytes",
+    "gauge",
+    "The container's memory limit; absent where there is none. process_resident_memory_bytes close to it: raise the "
+    "limit, or lower the in-flight limits or the batch size, before the kernel ends the worker.",
+    unit="bytes",
+)
 
 METRICS = (
-    *(MESSAGES, ANOMALIES, STREAM_LAST_MESSAGE, DEAD_LETTERS),
-    *(SCORE, ERROR, RATIO, THRESHOLD, MODEL, CALIBRATION, DEVICE),
-    *(BATCH_SIZE, WAIT, DECODE, INFERENCE, COMMIT, COMMITTED, LATENCY, CLOCK_SKEW),
+    *(MESSAGES, ANOMALIES, SMALL_ERRORS, REPEATED_ERRORS, STREAM_LAST_MESSAGE, DEAD_LETTERS),
+    *(SCORE, ERROR, RATIO, BRIGHTNESS, SHARPNESS, DRIFT, DRIFT_WINDOW),
+    *(THRESHOLD, EXPECTED, CALIBRATION, MODEL, TRAINED, DEVICE),
+    *(BATCH_SIZE, WAIT, DECODE, INFERENCE, PUBLISH, COMMIT, COMMITTED, LATENCY, CLOCK_SKEW),
     *(LAG, ASSIGNED, PAUSED, IN_FLIGHT_RECORDS, IN_FLIGHT_BYTES, REBALANCES, REVOKED, REBUILDS),
-    *(RELOADS, READY, LAST_PROGRESS),
+    *(RELOADS, CONNECTED, READY, LAST_PROGRESS, MEMORY_LIMIT),
 )
+
+
+def table() -> str:
+    """The table of all metrics, in Markdown."""
+    rows = [
+        f"| `{PREFIX}{metric.name}` | {metric.kind} | {', '.join(f'`{name}`' for name in metric.labels)} "
+        f"| {metric.help} |"
+        for metric in METRICS
+    ]
+    return "\n".join(["| metric | type | labels | what it says, and what to do |", "|---|---|---|---|", *rows])

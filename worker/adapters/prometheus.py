@@ -14,13 +14,23 @@ from itertools import compress
 from typing import get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import HistogramMetricFamily
 
 from worker.adapters import metrics
+from worker.adapters.histograms import (
+    BATCH_EDGES,
+    DURATION_EDGES,
+    LATENCY_EDGES,
+    RATIO_EDGES,
+    Histogram,
+    bucket_edges,
+)
 from worker.adapters.metrics import Family, Metric
+from worker.core.drift import Drift, level_places, rank_places
 from worker.core.errors import Reason
+from worker.core.image_statistics import brightness_and_sharpness
 from worker.core.records import TopicPartition
 from worker.core.verdicts import ModelName, Status
 from worker.ports import Clock, ReloadOutcome
@@ -30,77 +40,46 @@ MAX_STEPS = 16
 MAX_LABEL_CHARACTERS = 128
 OTHER = "other"
 
-RATIO_EDGES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
-BATCH_EDGES = tuple(float(1 << power) for power in range(13))
-DURATION_EDGES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-# Up to an hour: after an outage the backlog's latency is the length of the outage.
-LATENCY_EDGES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-
-
 _FIXED_EDGES: Mapping[Metric, tuple[float, ...]] = {
     metrics.RATIO: RATIO_EDGES,
     metrics.BATCH_SIZE: BATCH_EDGES,
     metrics.WAIT: DURATION_EDGES,
     metrics.DECODE: DURATION_EDGES,
     metrics.INFERENCE: DURATION_EDGES,
+    metrics.PUBLISH: DURATION_EDGES,
     metrics.COMMIT: DURATION_EDGES,
     metrics.LATENCY: LATENCY_EDGES,
 }
 
 
-class Histogram:
-    """Counts of values by bucket; a value equal to an edge belongs below it. Not thread-safe.
-
-    Args:
-        edges: (E,), ascending, finite; the bucket above the last is added.
-    """
-
-    def __init__(self, edges: ArrayLike) -> None:
-        self._edges = np.asarray(edges, np.float64)
-        self._names = [*map(repr, self._edges.tolist()), "+Inf"]
-        self._counts = np.zeros(len(self._names), np.int64)
-        self._sum = 0.0
-
-    def observe(self, values: ArrayLike) -> None:
-        """Count values, (N,) or a single one."""
-        array = np.atleast_1d(np.asarray(values))
-        self._counts += np.bincount(np.searchsorted(self._edges, array, side="left"), minlength=len(self._names))
-        self._sum += float(array.sum(dtype=np.float64))
-
-    def samples(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative counts by upper edge, and the sum of all values."""
-        return list(zip(self._names, self._counts.cumsum().tolist(), strict=True)), self._sum
-
-
-def bucket_edges(quantiles: Iterable[float], threshold: float | None = None) -> NDArray[np.float64]:
-    """Edges that resolve the calibration's range, and reach beyond it on both sides.
-
-    Below: the smallest divided by 2, 4 and 8, where it is positive (a defocused camera makes every error a
-    fraction of itself). Above: up to 16 times the calibration's width past its largest.
-
-    Returns:
-        float64 (E,), ascending, each exactly a float32, so that they compare with scores as the threshold does.
-    """
-    marks = sorted(
-        {float(np.float32(mark)) for mark in quantiles} | ({threshold} if threshold is not None else set())
-    )
-    if not marks:
-        return np.empty(0)
-    low, high = marks[0], marks[-1]
-    below = [low / divisor for divisor in (8, 4, 2)] if low > 0 else []
-    above = [high + (high - low) * factor for factor in (0.5, 1, 2, 4, 8, 16)]
-    limit = float(np.finfo(np.float32).max)
-    edges = [edge for edge in (*below, *marks, *above) if abs(edge) <= limit]
-    return np.unique(np.array(edges, np.float32)).astype(np.float64)
+# What of a judged image is counted, by its name in the manifest's `calibration_quantiles`.
+_QUANTITIES: Mapping[str, Metric] = {
+    "score": metrics.SCORE,
+    "error": metrics.ERROR,
+    "brightness": metrics.BRIGHTNESS,
+    "sharpness": metrics.SHARPNESS,
+}
+_OF_IMAGES = ("brightness", "sharpness")
+# The calibration's quantile below which an error is small.
+SMALL_LEVEL = "0.01"
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What judged images are counted into."""
+    """What judged images are counted into.
 
+    Attributes:
+        small_error: an error below it is small.
+        of_images: whether brightness and sharpness are known of the calibration.
+        histograms: by quantity.
+    """
+
+    version: str
     threshold: float
-    score: Histogram
-    error: Histogram
+    small_error: float
+    of_images: bool
+    histograms: Mapping[str, Histogram]
+    drift: Drift
 
 
 class PrometheusTelemetry:
@@ -118,7 +97,7 @@ class PrometheusTelemetry:
             metric: defaultdict(float) for metric in metrics.METRICS if metric.kind != "histogram"
         }
         for metric, values in self._values.items():
-            if not metric.labels and metric is not metrics.LAST_PROGRESS:
+            if not metric.labels and metric not in {metrics.LAST_PROGRESS, metrics.MEMORY_LIMIT}:
                 values[()] = 0
         for reason in Reason:
             self._values[metrics.DEAD_LETTERS][reason.value,] = 0
@@ -130,10 +109,13 @@ class PrometheusTelemetry:
         for metric, edges in _FIXED_EDGES.items():
             self._histograms[metric][()] = Histogram(edges)
         self._model: _Model | None = None
+        self._versions: list[str] = []
+        self._last_errors: dict[str, float] = {}
         self._streams: dict[str, str] = {}
         self._steps: dict[str, str] = {}
         self._missing: Callable[[], Sequence[str]] | None = None
         self._progress_age_s: Callable[[], float] | None = None
+        self._memory_limit_bytes: Callable[[], int | None] | None = None
         registry.register(self)
 
     def set_model(
@@ -141,39 +123,65 @@ class PrometheusTelemetry:
         model: ModelName,
         *,
         threshold: float,
+        expected: Mapping[str, float],
         quantiles: Mapping[str, Mapping[str, float]],
+        errors: NDArray[np.float32],
+        trained_s: float | None,
         backend: str,
         precision: str,
     ) -> None:
         """Name the model that judges from now on.
 
-        The distributions of the version before it stay, older ones go.
+        The distributions of the version before it stay, older ones go; drift is measured anew.
 
         Args:
             model: its name and version.
             threshold: the threshold in force.
-            quantiles: the manifest's `calibration_quantiles`: for `score` and `error` values by level.
+            expected: the share of normal images above it: `expected`, and perhaps its limits `lower` and `upper`.
+            quantiles: the manifest's `calibration_quantiles`: for `score`, `error` and perhaps `brightness` and
+                `sharpness` values by level.
+            errors: those of the calibration images, (n,), n > 0.
+            trained_s: when the bundle was made, Unix time; None where that is not known.
             backend: what Keras runs on.
             precision: the scoring precision.
         """
         threshold = float(np.float32(threshold))
-        scores = bucket_edges(quantiles.get("score", {}).values(), threshold)
-        errors = bucket_edges(quantiles.get("error", {}).values())
+        of_images = all(quantity in quantiles for quantity in _OF_IMAGES)
+        quantities = [quantity for quantity in _QUANTITIES if of_images or quantity not in _OF_IMAGES]
+        edges = {quantity: bucket_edges(quantiles.get(quantity, {}).values()) for quantity in quantities}
+        edges["score"] = bucket_edges(quantiles.get("score", {}).values(), threshold)
+        places = {"error": rank_places(errors)}
+        if of_images:
+            for quantity in _OF_IMAGES:
+                places[quantity] = level_places(quantiles[quantity])
+                edges[quantity] = edges[quantity][edges[quantity] <= 1]
         key = (model.version,)
         with self._lock:
-            for metric, edges in ((metrics.SCORE, scores), (metrics.ERROR, errors)):
+            # A version that comes back goes on counting, and becomes the newest.
+            others = [version for version in self._versions if version != model.version]
+            self._versions = [*others[-1:], model.version]
+            for quantity, metric in _QUANTITIES.items():
                 histograms = self._histograms[metric]
-                # A version that comes back goes on counting, and becomes the newest.
-                histograms[key] = histograms.pop(key) if key in histograms else Histogram(edges)
-                for old in list(histograms)[:-2]:
+                if quantity in edges and key not in histograms:
+                    histograms[key] = Histogram(edges[quantity])
+                for old in [labels for labels in histograms if labels[0] not in self._versions]:
                     del histograms[old]
             self._model = _Model(
-                threshold, self._histograms[metrics.SCORE][key], self._histograms[metrics.ERROR][key]
+                version=model.version,
+                threshold=threshold,
+                small_error=quantiles.get("error", {}).get(SMALL_LEVEL, -np.inf),
+                of_images=of_images,
+                histograms={quantity: self._histograms[_QUANTITIES[quantity]][key] for quantity in quantities},
+                drift=Drift(places),
             )
-            for metric in (metrics.THRESHOLD, metrics.MODEL, metrics.CALIBRATION):
+            for metric in (metrics.THRESHOLD, metrics.MODEL, metrics.CALIBRATION, metrics.EXPECTED, metrics.TRAINED):
                 self._values[metric].clear()
             self._values[metrics.THRESHOLD][key] = threshold
             self._values[metrics.MODEL][model.name, model.version, backend, precision] = 1
+            for bound, ratio in expected.items():
+                self._values[metrics.EXPECTED][bound, model.version] = ratio
+            if trained_s is not None:
+                self._values[metrics.TRAINED][key] = trained_s
             for quantity, levels in quantiles.items():
                 for level, value in levels.items():
                     self._values[metrics.CALIBRATION][quantity, level, model.version] = value
@@ -184,15 +192,23 @@ class PrometheusTelemetry:
             self._values[metrics.DEVICE].clear()
             self._values[metrics.DEVICE][kind, name] = 1
 
-    def watch(self, *, missing: Callable[[], Sequence[str]], progress_age_s: Callable[[], float]) -> None:
+    def watch(
+        self,
+        *,
+        missing: Callable[[], Sequence[str]],
+        progress_age_s: Callable[[], float],
+        memory_limit_bytes: Callable[[], int | None],
+    ) -> None:
         """Ask these at each scrape; they must be quick and safe to call from any thread.
 
         Args:
             missing: what /readyz lists; nothing means ready.
             progress_age_s: seconds since the slowest thread's last progress; 0 while it has nothing to do.
+            memory_limit_bytes: the container's; None where there is none.
         """
         with self._lock:
             self._missing, self._progress_age_s = missing, progress_age_s
+            self._memory_limit_bytes = memory_limit_bytes
 
     def scored(
         self,
@@ -200,20 +216,36 @@ class PrometheusTelemetry:
         scores: NDArray[np.float32],
         errors: NDArray[np.float32],
         anomalies: Sequence[bool],
+        images: NDArray[np.uint8],
     ) -> None:
         """Count a judged batch; every argument has one entry per image, scores and errors are finite."""
         by_stream = Counter(streams)
         flagged = Counter(compress(streams, anomalies))
+        small: Counter[str] = Counter()
+        values = {"score": scores, "error": errors}
+        model = self._model
+        if model is not None:
+            small.update(compress(streams, (errors < model.small_error).tolist()))
+            if model.of_images:
+                values["brightness"], values["sharpness"] = brightness_and_sharpness(images)
         now_s = self._clock.now_ms() / 1000
         with self._lock:
+            labels = {stream: self._stream(stream) for stream in by_stream}
             for stream, count in by_stream.items():
-                label = self._stream(stream)
+                label = labels[stream]
                 self._values[metrics.MESSAGES]["judged", label] += count
                 self._values[metrics.ANOMALIES][label,] += flagged[stream]
+                self._values[metrics.SMALL_ERRORS][label,] += small[stream]
                 self._values[metrics.STREAM_LAST_MESSAGE][label,] = now_s
-            if (model := self._model) is not None and len(scores):
-                model.score.observe(scores)
-                model.error.observe(errors)
+            for stream, error in zip(streams, errors.tolist(), strict=True):
+                label = labels[stream]
+                if self._last_errors.get(label) == error:
+                    self._values[metrics.REPEATED_ERRORS][label,] += 1
+                self._last_errors[label] = error
+            if model is not None and len(scores):
+                for quantity, histogram in model.histograms.items():
+                    histogram.observe(values[quantity])
+                    model.drift.add(quantity, values[quantity])
                 if model.threshold > 0:
                     # In float64 two different float32 never divide to 1: the edge at 1 agrees with verdicts.
                     self._histograms[metrics.RATIO][()].observe(scores.astype(np.float64) / model.threshold)
@@ -246,6 +278,11 @@ class PrometheusTelemetry:
             self._values[metrics.MESSAGES]["expired", label] += 1
             self._values[metrics.STREAM_LAST_MESSAGE][label,] = now_s
 
+    def published(self, durations_s: Sequence[float]) -> None:
+        """Count batches whose answers were acknowledged, by the seconds since they were handed to the client."""
+        with self._lock:
+            self._histograms[metrics.PUBLISH][()].observe(durations_s)
+
     def acknowledged(self, latencies_s: NDArray[np.float64]) -> None:
         """Count the latencies of acknowledged verdicts, (N,) in seconds; negative ones as 0 and as clock skew."""
         if len(latencies_s) == 0:
@@ -269,11 +306,13 @@ class PrometheusTelemetry:
         paused: bool,
         assigned: int,
         lag: dict[TopicPartition, int],
+        connected: bool,
     ) -> None:
         """Take where the I/O thread stands; partitions that are not in `lag` vanish from the scrape."""
         with self._lock:
             self._values[metrics.IN_FLIGHT_RECORDS][()] = in_flight_records
             self._values[metrics.IN_FLIGHT_BYTES][()] = in_flight_bytes
+            self._values[metrics.CONNECTED][()] = connected
             self._values[metrics.ASSIGNED][()] = assigned
             self._values[metrics.PAUSED][()] = assigned if paused else 0
             self._values[metrics.LAG] = {
@@ -304,12 +343,19 @@ class PrometheusTelemetry:
         """All families as of now."""
         with self._lock:
             missing, progress_age_s = self._missing, self._progress_age_s
+            memory_limit_bytes = self._memory_limit_bytes
         # Asked without the lock: they may take locks of their own.
         ready = missing is not None and not missing()
         progress_s = None if progress_age_s is None else self._clock.now_ms() / 1000 - progress_age_s()
+        limit = None if memory_limit_bytes is None else memory_limit_bytes()
         families = []
         with self._lock:
             self._values[metrics.READY][()] = ready
+            self._values[metrics.MEMORY_LIMIT] = {} if limit is None else {(): limit}
+            if (model := self._model) is not None:
+                distances = model.drift.distances()
+                self._values[metrics.DRIFT] = {(name, model.version): value for name, value in distances.items()}
+                self._values[metrics.DRIFT_WINDOW][()] = model.drift.images
             if progress_s is not None:
                 self._values[metrics.LAST_PROGRESS][()] = progress_s
             for metric in metrics.METRICS:
@@ -327,7 +373,8 @@ class PrometheusTelemetry:
         """The label for a stream. A new one's counters start at 0, so that rates see their first increase."""
         label = _bounded(self._streams, stream, MAX_STREAMS)
         if (label,) not in self._values[metrics.ANOMALIES]:
-            self._values[metrics.ANOMALIES][label,] = 0
+            for metric in (metrics.ANOMALIES, metrics.SMALL_ERRORS, metrics.REPEATED_ERRORS):
+                self._values[metric][label,] = 0
             for status in get_args(Status):
                 self._values[metrics.MESSAGES][status, label] = 0
         return label

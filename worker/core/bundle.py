@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.core.drift import valid_quantiles
 from worker.core.errors import BundleError
 from worker.core.images import ImageSpec
 from worker.core.verdicts import ModelName
@@ -312,9 +313,11 @@ def _read_manifest(folder: Path) -> Manifest:
     if not _is_float32(manifest.threshold.value):
         raise BundleError(f"{path}: the threshold {manifest.threshold.value} is not a finite float32.")
     quantiles = manifest.calibration_quantiles
-    finite = all(levels and all(map(_is_float32, levels.values())) for levels in quantiles.values())
-    if set(quantiles) != {"score", "error"} or not finite:
-        raise BundleError(f"{path}: expected calibration_quantiles of score and error, finite float32 by level.")
+    expected = {"score", "error"} <= set(quantiles) <= {"score", "error", "brightness", "sharpness"}
+    if not expected or not all(map(valid_quantiles, quantiles.values())):
+        raise BundleError(
+            f"{path}: expected calibration_quantiles of score and error, finite float32 by level 0 to 1."
+        )
     return manifest
 
 
