@@ -48,6 +48,18 @@ test: check  ## check, then all tests, with a real Apache Kafka
 faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SEED=n)
 	$(BIN)/python -m tests.faults $(if $(SCALE),--scale $(SCALE)) $(if $(ROW),--row $(ROW)) $(if $(MODE),--mode $(MODE)) $(if $(SEED),--seed $(SEED))
 
+.PHONY: dashboards
+dashboards: install  ## write Grafana's dashboards and their reading guide anew
+	$(BIN)/python -m deploy.grafana
+
+.PHONY: dashboards-check
+dashboards-check: install  ## rules, alerts and every panel's query, with a real Prometheus and a worker under load
+	$(BIN)/python -m tests.dashboards
+
+.PHONY: compose-check
+compose-check: install  ## build, start, scale, break and stop docker-compose.yml (COMPOSE="docker compose")
+	$(BIN)/python -m tests.compose
+
 .PHONY: check
 check: install  ## format, lint, strict types, import contracts; no tests
 	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""`make dashboards-check`: rules and dashboards against a real Prometheus that scrapes a real worker under load."""
