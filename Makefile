@@ -48,6 +48,10 @@ test: check  ## check, then all tests, with a real Apache Kafka
 faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SEED=n)
 	$(BIN)/python -m tests.faults $(if $(SCALE),--scale $(SCALE)) $(if $(ROW),--row $(ROW)) $(if $(MODE),--mode $(MODE)) $(if $(SEED),--seed $(SEED))
 
+.PHONY: bench
+bench: install  ## throughput against the bare model, both delivery modes (QUICK=1)
+	$(BIN)/python -m tests.bench $(if $(QUICK),--images 20000 --rounds 2)
+
 .PHONY: dashboards
 dashboards: install  ## write Grafana's dashboards and their reading guide anew
 	$(BIN)/python -m deploy.grafana

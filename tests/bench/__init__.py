@@ -1,0 +1,1 @@
+"""Throughput, measured against the bare model."""
