@@ -348,6 +348,9 @@ class KafkaTransactions(KafkaPublisher):
             with contextlib.suppress(DeliveryFailed):
                 _bounded(producer, "send_offsets_to_transaction", *self._offered)
         _bounded(producer, "begin_abort")
+        # kafka-python keeps positions that the group refused, and adds them to the next transaction's: what they
+        # cover was never answered, and would be skipped.
+        producer._transaction_manager._pending_txn_offset_commits.clear()
         self._touched.clear()
         self._offered = None
 

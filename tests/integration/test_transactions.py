@@ -1,0 +1,38 @@
+"""What a transaction that was given up leaves behind: nothing."""
+
+from collections.abc import Callable
+
+import pytest
+from kafka import KafkaConsumer
+
+from tests.conftest import Broker
+from tests.support.kafka import closing, committed, read_all
+from worker.adapters.kafka_publisher import KafkaTransactions
+from worker.core.errors import DeliveryFailed
+from worker.core.records import OutRecord, TopicPartition
+
+
+def test_positions_that_the_group_refused_are_in_no_later_transaction(
+    kafka: Broker, topics: Callable[..., str]
+) -> None:
+    options = {"bootstrap_servers": kafka.bootstrap}
+    source, output = topics(2), topics(1)
+    verdict = OutRecord(output, 0, None, b"verdict", [])
+    transactions = KafkaTransactions(options, max_message_bytes=1 << 20, topic_limits={}, id_prefix="test")
+    with closing(KafkaConsumer(source, **options, group_id=source, enable_auto_commit=False)) as member:
+        while not member.assignment():
+            member.poll(timeout_ms=100)
+        group = member.group_metadata()
+        transactions.send([verdict])
+        transactions.flush()
+        with pytest.raises(DeliveryFailed):
+            transactions.commit(
+                {TopicPartition(source, 0): 10}, group._replace(generation_id=group.generation_id + 1)
+            )
+        assert transactions.rebuild()
+        transactions.send([verdict])
+        transactions.flush()
+        transactions.commit({TopicPartition(source, 1): 5}, group)
+        transactions.close()
+        assert committed(options, source, source) == {1: 5}
+        assert len(read_all(options, output, 1)) == 1
