@@ -40,7 +40,7 @@ def main() -> int:
     """Run all checks; 0 when every one passed."""
     command = shlex.split(os.environ.get("COMPOSE") or "docker compose")
     if shutil.which(command[0]) is None:
-        print(f"There is no '{command[0]}' here: install Docker with Compose, or name another program in COMPOSE.")
+        print(f"There is no '{command[0]}' here: install Docker with Compose, or set COMPOSE.")
         return 1
     # So that an ended check takes its containers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -51,6 +51,10 @@ def main() -> int:
     results: list[Result] = []
     try:
         stack.engine.down(volumes=True)  # of an earlier check that was cut off
+    except ComposeError as error:
+        print(f"{error}\n'{shlex.join(command)}' does not work here: install Docker with Compose, or set COMPOSE.")
+        return 1
+    try:
         for check in CHECKS:
             result = _run(check, stack)
             results.append(result)

@@ -1,7 +1,8 @@
 """Runs compose commands: Docker's, or a program that knows the same ones.
 
-Rule: a program that is not called `... compose` waits by itself until all is healthy (`up` without options), prints
-`ps` as a table of service, state, (exit code), health, and `down` says `stopped SERVICE ..., exit code N`.
+Rule: a program that is not called `... compose` takes its options before the command, `up` waits by itself until all
+is healthy, `ps` prints a table of service, state, (exit code), health, and `down` says of each container `stopped
+SERVICE ..., exit code N`.
 """
 
 import json
@@ -80,7 +81,7 @@ class _Program:
         if done.returncode:
             said = (done.stdout + done.stderr).strip()
             raise ComposeError(f"{shown}: exit status {done.returncode}\n{said[-LAST_CHARACTERS:]}")
-        return done.stdout if arguments[0] != "down" else done.stdout + done.stderr
+        return done.stdout if "down" not in arguments else done.stdout + done.stderr
 
     def _start(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -141,7 +142,7 @@ class OtherProgram(_Program):
         self._run(*names, "check", timeout_s=START_S, command=self._plain)
 
     def up(self, workers: int) -> None:
-        self._run("up", "--scale", f"worker={workers}", timeout_s=START_S)
+        self._run("--scale", f"worker={workers}", "up", timeout_s=START_S)
 
     def containers(self) -> list[Container]:
         text = self._run("ps", timeout_s=QUICK_S)
@@ -156,7 +157,7 @@ class OtherProgram(_Program):
 
     def down(self, *, volumes: bool) -> ExitCodes:
         codes: defaultdict[str, list[int]] = defaultdict(list)
-        for found in STOPPED.finditer(self._run("down", *(["-v"] if volumes else []), timeout_s=STOP_S)):
+        for found in STOPPED.finditer(self._run(*(["-v"] if volumes else []), "down", timeout_s=STOP_S)):
             codes[found[1]].append(int(found[2]))
         return codes
 
