@@ -78,3 +78,20 @@ def test_a_topic_that_is_deleted_behind_the_client_s_back_is_told_long_before_it
         wait_settled(30)
     publisher.close()
     assert caught.value.step == "refused"
+
+
+def test_a_topic_that_the_client_could_not_ask_for_is_not_taken_for_a_deleted_one(tmp_path: Path) -> None:
+    with KafkaCluster(tmp_path / "kafka", proxied=True) as cluster, Proxy(cluster.proxy_routes) as proxy:
+        cluster.create_topics({"verdicts": (1, {}), "dead-letters": (1, {})})
+        publisher = KafkaPublisher(
+            {"bootstrap_servers": cluster.bootstrap_for_proxy}, max_message_bytes=1 << 20, topic_limits={}
+        )
+        proxy.hold(PRODUCE)
+        publisher.send([OutRecord("verdicts", 0, None, b"on the wire", [])])
+        threading.Event().wait(0.5)
+        # Its metadata request stands behind the held one, on the same connection.
+        with pytest.raises(DeliveryFailed) as caught:
+            publisher.send([OutRecord("dead-letters", 0, None, b"letter", [])])
+        proxy.release()
+        publisher.close()
+    assert caught.value.step == "publish"

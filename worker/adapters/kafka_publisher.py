@@ -52,6 +52,7 @@ CLOSE_TIMEOUT_S = 2.0
 SEAL_HEADER = ("reconstream-aborted", b"1")
 # How long send() may wait for metadata: the I/O thread must not stand still for longer.
 MAX_BLOCK_MS = 5_000
+ANSWERED_S = 2.0
 # Small batches leave at once under light load, and fill under heavy load.
 LINGER_MS = 2
 BATCH_BYTES = 256 << 10
@@ -106,7 +107,7 @@ class KafkaTicket:
         if now < self._look_at:
             return
         self._look_at = now + MAX_BLOCK_MS / 1000
-        if _is_missing(self._producer, topic, now - MAX_BLOCK_MS / 1000):
+        if _is_missing(self._producer, topic):
             raise _gone(topic)
 
 
@@ -142,7 +143,6 @@ class KafkaPublisher:
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
         """See worker.ports.Publisher."""
         futures: list[Any] = []
-        began = time.monotonic()
         producer = self._connected()
         try:
             send = producer.send
@@ -157,7 +157,7 @@ class KafkaPublisher:
             futures.append(RecordRefused(len(futures), str(error)))
         except KafkaError as error:
             topic = records[len(futures)].topic
-            if isinstance(error, KafkaTimeoutError) and _is_missing(producer, topic, began):
+            if isinstance(error, KafkaTimeoutError) and _is_missing(producer, topic):
                 raise _gone(topic) from error
             raise _failure(error, len(futures), topic) from error
         except ValueError as error:
@@ -333,14 +333,13 @@ class KafkaTransactions(KafkaPublisher):
         for topic, partition in sorted(self._touched):
             if topic in gone:
                 continue
-            began = time.monotonic()
             try:
                 sent = producer.send(topic, b"", None, [SEAL_HEADER], partition)
                 sent.get(timeout=DELIVERY_IN_TRANSACTION_MS / 1000)
             except _TOO_LARGE:
                 pass  # the leader has spoken, and the partition is part of what is aborted
             except KafkaTimeoutError:
-                if not _is_missing(producer, topic, began):
+                if not _is_missing(producer, topic):
                     raise
                 gone.add(topic)  # and with it whatever was open there
         if self._offered is not None:
@@ -355,13 +354,14 @@ class KafkaTransactions(KafkaPublisher):
         self._offered = None
 
 
-def _is_missing(producer: KafkaProducer, topic: str, since: float) -> bool:
-    """Whether Kafka has answered since then (time.monotonic()), and knows no such topic.
+def _is_missing(producer: KafkaProducer, topic: str) -> bool:
+    """Whether Kafka answers and knows no such topic; to be asked after a wait of MAX_BLOCK_MS for it.
 
-    No public call tells that from an absent Kafka: the client waits for either, and gives the same error.
+    No public call tells that from an absent Kafka: the client waits for either, and gives the same error. It asks
+    again and again for a topic that is not there; an answer that is older is of before it asked.
     """
     metadata = producer._metadata
-    answered = bool(metadata._last_successful_refresh_ms / 1000 >= since)
+    answered = time.monotonic() - metadata._last_successful_refresh_ms / 1000 < ANSWERED_S
     return answered and metadata.partitions_for_topic(topic) is None
 
 
