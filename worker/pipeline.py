@@ -45,6 +45,7 @@ IDLE_POLL_S = 0.1
 STATE_INTERVAL_S = 1.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LIMIT_S = 5.0
+LETTERS = "letters"  # fail alone, a way of failing beside the steps of DeliveryFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,10 @@ class Pipeline:
         self._paused = False
         self._at_scorer = 0  # records handed over and not yet answered
         self._had_records = False
-        self._published_at: deque[float] = deque()  # of each batch that the ledger has not settled, oldest first
+        # Of each batch that the ledger has not settled, oldest first: when it was published, whether with letters.
+        self._published: deque[tuple[float, bool]] = deque()
         self._unseen: list[Sequence[Part]] = []  # acknowledged, and invisible to readers until the commit
+        self._unseen_letters = False
         self._rewinding = False
         self._faults = 0  # since the last success
         self._retry_at = 0.0
@@ -177,7 +180,7 @@ class Pipeline:
             return
         handed_over = self._clock.monotonic()
         self._ledger.published(alive, self._publisher.send(out))
-        self._published_at.append(handed_over)
+        self._published.append((handed_over, bool(answers.rejections)))
         self._letters.count(index, len(answers.rejections))
 
     def _settle(self) -> None:
@@ -188,17 +191,24 @@ class Pipeline:
             raise DeliveryFailed("size", f"Kafka refuses a record for its size: {refusal}") from refusal
         if batches:
             now = self._clock.monotonic()
-            self._telemetry.published([now - self._published_at.popleft() for _ in batches])
+            published = [self._published.popleft() for _ in batches]
+            self._telemetry.published([now - handed_over for handed_over, _ in published])
             self._unseen += batches
+            self._unseen_letters |= any(with_letters for _, with_letters in published)
             if not self._guarantee.rolls_back:
                 self._succeeded()
 
     def _succeeded(self) -> None:
         """What was published can be seen by readers."""
-        if self._faults:
-            log.info("answers are delivered again")
-        self._faults = 0
-        self._failing_since.clear()
+        if LETTERS in self._failing_since and not self._unseen_letters:
+            # Verdicts get through, and no letter yet: its clock runs on.
+            self._failing_since = {LETTERS: self._failing_since[LETTERS]}
+        else:
+            if self._faults:
+                log.info("answers are delivered again")
+            self._faults = 0
+            self._failing_since.clear()
+        self._unseen_letters = False
         stamps = [record.timestamp for parts in self._unseen for part in parts for record in part.records]
         self._unseen.clear()
         known = np.array([stamp for stamp in stamps if stamp is not None and stamp >= 0], np.int64)
@@ -211,8 +221,10 @@ class Pipeline:
         if not (at_once or full or now - self._last_commit >= self._limits.commit_interval_s):
             return
         if self._guarantee.rolls_back and not self._ledger.all_settled:
-            self._guarantee.flush()
-            self._settle()
+            try:
+                self._guarantee.flush()
+            finally:
+                self._settle()  # a failure among the answers says more than that flush() failed
         ready = self._ledger.ready
         if not ready or not self._guarantee.commit(ready, self._group):
             return
@@ -259,6 +271,8 @@ class Pipeline:
         if polled.revoked:
             undo = self._guarantee.rolls_back and self._ledger.holds_uncommitted(polled.revoked)
             dropped = self._ledger.revoke(polled.revoked)
+            # What its topic would not take may be another worker's now.
+            self._failing_since.pop(LETTERS, None)
             self._telemetry.rebalanced(len(polled.revoked))
             log.info("partitions %s were revoked; %d records in flight are dropped", _names(polled.revoked), dropped)
             if undo:
@@ -279,7 +293,8 @@ class Pipeline:
         """Drop what is in flight and read again from the committed positions, after a growing pause."""
         dropped = self._ledger.revoke_all()
         self._unseen.clear()
-        self._published_at.clear()
+        self._unseen_letters = False
+        self._published.clear()
         self._rewinding = True
         self._telemetry.rebuilt(failure.step)
         now = self._clock.monotonic()
@@ -288,7 +303,10 @@ class Pipeline:
             self._retry_at = now
             return
         letters = failure.topic == self._letters.topic
-        kind = "letters" if letters else failure.step
+        kind = LETTERS if letters else failure.step
+        if not letters:
+            # Whether their topic would take them cannot be told while nothing gets through.
+            self._failing_since.pop(LETTERS, None)
         # One line for each way in which it fails, not for each attempt.
         if kind not in self._failing_since:
             log.warning("%s; %d records in flight are dropped and will be read again", failure, dropped)

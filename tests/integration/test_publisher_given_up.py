@@ -91,7 +91,11 @@ def test_a_topic_that_the_client_could_not_ask_for_is_not_taken_for_a_deleted_on
         threading.Event().wait(0.5)
         # Its metadata request stands behind the held one, on the same connection.
         with pytest.raises(DeliveryFailed) as caught:
-            publisher.send([OutRecord("dead-letters", 0, None, b"letter", [])])
+            publisher.send(
+                [OutRecord("verdicts", 0, None, b"unreadable", []), OutRecord("dead-letters", 0, None, b"letter", [])]
+            )
         proxy.release()
         publisher.close()
     assert caught.value.step == "publish"
+    # Nothing gets through: its topic is not to blame.
+    assert caught.value.topic is None

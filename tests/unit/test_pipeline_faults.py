@@ -1,16 +1,18 @@
 """What the pipeline does when the outside fails; on in-memory ports, where faults come on demand."""
 
 import json
+import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
 from tests.contract.test_pipeline import by_position, image, in_flight, wait_for
-from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, PixelScorer
+from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, MemoryTicket, PixelScorer
 from tests.support.pipelines import Running, running
-from worker.core.errors import DeliveryFailed, ExitCode, TooManyDeadLetters
+from worker.core.errors import DeliveryFailed, ExitCode, KafkaUnreachable, TooManyDeadLetters
 from worker.core.records import OutRecord, TopicPartition, header
 
 IN, OUT, LETTERS = "images", "verdicts", "letters"
@@ -71,6 +73,48 @@ def test_the_log_has_a_line_for_each_way_of_failing_and_not_for_each_attempt(
     assert said.count("no answer") == 1
     assert said.count("not allowed") == 1
     assert said.count("answers are delivered again") == 1
+
+
+class NoLetters(MemoryPublisher):
+    """The dead-letter topic cannot be written."""
+
+    def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
+        if any(record.topic == LETTERS for record in records):
+            return MemoryTicket(DeliveryFailed("publish", "not enough replicas", LETTERS))
+        return super().send(records)
+
+
+def test_verdicts_that_get_through_do_not_stop_the_clock_of_the_letters(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, None, b"junk", []))
+    ended = threading.Event()
+
+    def stream() -> None:
+        for _ in range(400):
+            broker.append(OutRecord(IN, 1, None, image(1), []), timestamp=1)
+            if ended.wait(0.02):
+                return
+
+    feeder = threading.Thread(target=stream)
+    with start(broker, MemorySource(broker, IN, 1), NoLetters(broker), refusal_timeout_s=0.5) as worker:
+        feeder.start()
+        with pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"):
+            worker.join()
+    fed_to_the_end = not feeder.is_alive()
+    ended.set()
+    feeder.join()
+    assert not fed_to_the_end
+    assert P0 not in broker.committed
+
+
+def test_what_fails_as_a_whole_is_not_counted_against_the_letters(broker: MemoryBroker) -> None:
+    feed(broker, 4)
+    publisher = MemoryPublisher(broker)
+    alone, whole = DeliveryFailed("publish", "not enough replicas", LETTERS), DeliveryFailed("publish", "no answer")
+    publisher.failures += [alone, whole, whole, whole, whole, alone]
+    with start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker:
+        wait_committed(broker, 4)
+        assert worker.stop() is ExitCode.STOPPED
+    assert len(worker.telemetry.rebuilt_steps) == 6
 
 
 def test_a_commit_that_fails_is_followed_by_reading_again(broker: MemoryBroker) -> None:

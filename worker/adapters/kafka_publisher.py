@@ -97,7 +97,9 @@ class KafkaTicket:
                 return False
             if future.exception is not None:
                 index = len(futures) - 1
-                raise _failure(future.exception, index, self._records[index].topic) from future.exception
+                topic = self._records[index].topic
+                alone = _alone(self._records, futures, index)
+                raise _failure(future.exception, index, topic, alone=alone) from future.exception
             futures.pop()
         return True
 
@@ -159,7 +161,7 @@ class KafkaPublisher:
             topic = records[len(futures)].topic
             if isinstance(error, KafkaTimeoutError) and _is_missing(producer, topic):
                 raise _gone(topic) from error
-            raise _failure(error, len(futures), topic) from error
+            raise _failure(error, len(futures), topic, alone=_alone(records, futures, len(futures))) from error
         except ValueError as error:
             # The client's word for a partition that its metadata does not have; the rebuild brings a fresh one.
             topic, partition = records[len(futures)][:2]
@@ -395,8 +397,17 @@ def _bounded(
         raise _failure(error, 0, None, step="commit") from error
 
 
-def _failure(error: BaseException, index: int, topic: str | None, step: str = "publish") -> Exception:
-    """What a client's error means to the pipeline."""
+def _alone(records: Sequence[OutRecord], futures: Sequence[Any], index: int) -> bool:
+    """Whether what was sent before record `index`, and to other topics, has arrived: only its topic is at fault."""
+    topic = records[index].topic
+    elsewhere = (future for record, future in zip(records, futures[:index], strict=False) if record.topic != topic)
+    return all(future.is_done and future.exception is None for future in elsewhere)
+
+
+def _failure(
+    error: BaseException, index: int, topic: str | None, *, step: str = "publish", alone: bool = False
+) -> Exception:
+    """What a client's error means to the pipeline. alone: nothing but this topic fails."""
     if isinstance(error, _TOO_LARGE):
         return RecordRefused(index, f"max.message.bytes of '{topic}' is too small for it: {error}")
     if isinstance(error, _FENCED):
@@ -404,4 +415,4 @@ def _failure(error: BaseException, index: int, topic: str | None, step: str = "p
     if isinstance(error, _REFUSED):
         where = f" to '{topic}'" if topic else ""
         return DeliveryFailed("refused", f"Kafka does not let us write{where}: {error!r}", topic)
-    return DeliveryFailed(step, f"answers could not be delivered: {error!r}", topic)
+    return DeliveryFailed(step, f"answers could not be delivered: {error!r}", topic if alone else None)

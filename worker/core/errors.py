@@ -96,7 +96,7 @@ class DeliveryFailed(ReconstreamError):  # noqa: N818 - it names an event
         step: where it happened (`publish`, `commit`, `fenced`, `refused`, `size`, `revoked`); labels a metric,
             so a closed set. `fenced`: the group or a successor has taken over; `refused`: Kafka said no.
         message: what happened.
-        topic: of the record that could not be delivered, where it is known.
+        topic: the one that cannot be written, where it is known to be at fault and not Kafka as a whole.
     """
 
     def __init__(self, step: str, message: str, topic: str | None = None) -> None:
