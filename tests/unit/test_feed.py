@@ -48,6 +48,25 @@ def test_an_archive_gives_its_images_with_labels_in_their_ids(
         np.testing.assert_array_equal(decoded.image[..., 0], image)
 
 
+def test_a_label_chooses_an_archive_s_images(tmp_path: Path) -> None:
+    path = archive(tmp_path, images=IMAGES, labels=np.array([7, 1, 0, 1], np.uint8))
+    size, read = feed.source_messages(str(path), "png", 1)
+    assert size == 2
+    assert [message.id for message in read()] == ["line-000001-label1", "line-000003-label1"]
+    assert len(list(read())) == 2
+
+
+def test_a_label_that_chooses_nothing_is_refused(tmp_path: Path) -> None:
+    labelled = archive(tmp_path, images=IMAGES, labels=np.array([7, 1, 0, 1], np.uint8))
+    with pytest.raises(ConfigurationError, match=r"no image of .* has it; there are 0, 1, 7"):
+        feed.source_messages(str(labelled), "png", 2)
+    with pytest.raises(ConfigurationError, match="has no labels"):
+        feed.source_messages(str(archive(tmp_path, images=IMAGES)), "png", 1)
+    (tmp_path / "photo.png").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"--label is for an \.npz"):
+        feed.source_messages(str(tmp_path), "png", 1)
+
+
 def test_labels_are_optional_and_colour_is_fine(tmp_path: Path) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
     found = messages(archive(tmp_path, images=colour))

@@ -44,6 +44,7 @@ class Settings(ConnectionSettings):
 
     Example:
       reconstream-worker feed sample --rate 200 --count 1000
+      reconstream-worker feed sample --label 1 --loop
       reconstream-worker feed photos/ --input-topic images --key camera-1
     """
 
@@ -52,6 +53,7 @@ class Settings(ConnectionSettings):
     )
     rate: float = Field(default=100, ge=0, le=1_000_000, description="images per second; 0: as fast as possible")
     encoding: Encoding = Field(default="png", description="how images of an .npz are sent")
+    label: int | None = Field(default=None, description="of an .npz: only images with this label; default: all")
     count: int | None = Field(default=None, ge=1, description="stop after so many images; default: all there are")
     loop: bool = Field(default=False, description="begin again at the end, until --count or Ctrl-C")
     key: str | None = Field(
@@ -147,8 +149,15 @@ def sample_path() -> Path:
     )
 
 
-def source_messages(source: str, encoding: Encoding) -> tuple[int, Callable[[], Iterator[Message]]]:
+def source_messages(
+    source: str, encoding: Encoding, label: int | None = None
+) -> tuple[int, Callable[[], Iterator[Message]]]:
     """What `source` holds: the number of its images, and a function that reads them from the beginning.
+
+    Args:
+        source: see Settings.
+        encoding: of an archive's images.
+        label: take only an archive's images that have it.
 
     Raises:
         ConfigurationError: there is no such source, or nothing in it.
@@ -157,6 +166,10 @@ def source_messages(source: str, encoding: Encoding) -> tuple[int, Callable[[], 
     if path.is_dir():
         if encoding != "png":
             raise ConfigurationError("--encoding is for an .npz; the files of a folder are sent as they are.")
+        if label is not None:
+            raise ConfigurationError(
+                "--label is for an .npz with labels; name a folder that holds only what you want."
+            )
         files = folder_messages(path)
         return len(files), lambda: (
             Message(str(file.relative_to(path)), file.read_bytes(), CONTENT_TYPES[file.suffix.lower()])
@@ -165,10 +178,21 @@ def source_messages(source: str, encoding: Encoding) -> tuple[int, Callable[[], 
     if path.suffix != ".npz":
         raise ConfigurationError(f"'{source}' is neither a folder nor an .npz file nor the word '{SAMPLE}'.")
     images, labels = read_arrays(path)
-    return len(images), lambda: (
-        array_message(path.stem, index, image, None if labels is None else labels[index], encoding)
-        for index, image in enumerate(images)
+    chosen = range(len(images)) if label is None else _having(label, labels, path)
+    return len(chosen), lambda: (
+        array_message(path.stem, index, images[index], None if labels is None else labels[index], encoding)
+        for index in chosen
     )
+
+
+def _having(label: int, labels: NDArray[Any] | None, path: Path) -> list[int]:
+    if labels is None:
+        raise ConfigurationError(f"--label {label}: '{path}' has no labels.")
+    chosen: list[int] = np.flatnonzero(labels == label).tolist()
+    if not chosen:
+        there = ", ".join(map(str, np.unique(labels)[:20]))
+        raise ConfigurationError(f"--label {label}: no image of '{path}' has it; there are {there}.")
+    return chosen
 
 
 def publish(
@@ -258,7 +282,7 @@ def make_producer(client_options: Mapping[str, object], timeout_s: float) -> Any
 
 def main(settings: Settings) -> int:
     """Publish what the settings say, with a progress bar on stderr and the counts on stdout."""
-    size, read = source_messages(settings.source, settings.encoding)
+    size, read = source_messages(settings.source, settings.encoding, settings.label)
     options = settings.kafka.client_options()
     partitions = partition_count(options, settings.input_topic, settings.start_timeout_s)
     total = settings.count if settings.loop else min(size, settings.count or size)
