@@ -20,8 +20,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from worker.adapters import kafka_admin
 from worker.adapters.http_server import HttpServer
-from worker.adapters.kafka_publisher import KafkaPublisher, KafkaTransactions
+from worker.adapters.kafka_publisher import KafkaPublisher
 from worker.adapters.kafka_source import KafkaSource
+from worker.adapters.kafka_transactions import KafkaTransactions
 from worker.adapters.memory_limit import memory_limit_bytes
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock

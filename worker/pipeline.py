@@ -29,6 +29,7 @@ import numpy as np
 
 from worker.core.batching import Chunk
 from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable
+from worker.core.failures import Failures
 from worker.core.offsets import Ledger, Part
 from worker.core.progress import Progress
 from worker.core.records import OutRecord, TopicPartition, record_bytes
@@ -104,14 +105,13 @@ class Pipeline:
         self._paused = False
         self._at_scorer = 0  # records handed over and not yet answered
         self._had_records = False
-        # Of each batch that the ledger has not settled, oldest first: when it was published, whether with letters.
-        self._published: deque[tuple[float, bool]] = deque()
+        self._published_at: deque[float] = deque()  # of each batch that the ledger has not settled, oldest first
+        self._unsent: Sequence[Part] = ()  # what could not even be sent: the ledger does not know it
         self._unseen: list[Sequence[Part]] = []  # acknowledged, and invisible to readers until the commit
-        self._unseen_letters = False
         self._rewinding = False
         self._faults = 0  # since the last success
         self._retry_at = 0.0
-        self._failing_since: dict[str, float] = {}  # by what would end the worker if it lasted
+        self._failures = Failures()  # some end the worker if they last
         self._last_commit = clock.monotonic()
         self._next_state = 0.0
         self._missing = True  # until the group has us as a member
@@ -179,8 +179,14 @@ class Pipeline:
         if not alive:
             return
         handed_over = self._clock.monotonic()
-        self._ledger.published(alive, self._publisher.send(out))
-        self._published.append((handed_over, bool(answers.rejections)))
+        try:
+            fate = self._publisher.send(out)
+        except DeliveryFailed:
+            self._settle()  # what failed before says more than that nothing can be sent now
+            self._unsent = alive
+            raise
+        self._ledger.published(alive, fate)
+        self._published_at.append(handed_over)
         self._letters.count(index, len(answers.rejections))
 
     def _settle(self) -> None:
@@ -191,24 +197,13 @@ class Pipeline:
             raise DeliveryFailed("size", f"Kafka refuses a record for its size: {refusal}") from refusal
         if batches:
             now = self._clock.monotonic()
-            published = [self._published.popleft() for _ in batches]
-            self._telemetry.published([now - handed_over for handed_over, _ in published])
+            self._telemetry.published([now - self._published_at.popleft() for _ in batches])
             self._unseen += batches
-            self._unseen_letters |= any(with_letters for _, with_letters in published)
             if not self._guarantee.rolls_back:
-                self._succeeded()
+                self._seen()
 
-    def _succeeded(self) -> None:
-        """What was published can be seen by readers."""
-        if LETTERS in self._failing_since and not self._unseen_letters:
-            # Verdicts get through, and no letter yet: its clock runs on.
-            self._failing_since = {LETTERS: self._failing_since[LETTERS]}
-        else:
-            if self._faults:
-                log.info("answers are delivered again")
-            self._faults = 0
-            self._failing_since.clear()
-        self._unseen_letters = False
+    def _seen(self) -> None:
+        """What was acknowledged can be seen by readers."""
         stamps = [record.timestamp for parts in self._unseen for part in parts for record in part.records]
         self._unseen.clear()
         known = np.array([stamp for stamp in stamps if stamp is not None and stamp >= 0], np.int64)
@@ -232,7 +227,11 @@ class Pipeline:
         self._telemetry.committed(self._ledger.committed(), self._last_commit - now)
         self._letters.committed(ready)
         if self._guarantee.rolls_back:
-            self._succeeded()
+            self._seen()
+        self._failures.succeeded(ready)
+        if self._faults and not self._failures:
+            log.info("answers are delivered again")
+            self._faults = 0
 
     def _rewind(self) -> bool:
         """A new publisher, then seek to the committed positions. False: wait a little and try again."""
@@ -240,7 +239,11 @@ class Pipeline:
             self._nap.wait(SHORT_POLL_S)
             return False
         # In this order: what the old publisher left open decides which positions are the committed ones.
-        if not self._publisher.rebuild() or not self._source.rewind():
+        if not self._publisher.rebuild():
+            self._failures.forget(LETTERS)  # Kafka as a whole does not answer
+            self._pause_before_retry()
+            return False
+        if not self._source.rewind():
             self._pause_before_retry()
             return False
         self._rewinding = False
@@ -271,8 +274,7 @@ class Pipeline:
         if polled.revoked:
             undo = self._guarantee.rolls_back and self._ledger.holds_uncommitted(polled.revoked)
             dropped = self._ledger.revoke(polled.revoked)
-            # What its topic would not take may be another worker's now.
-            self._failing_since.pop(LETTERS, None)
+            self._failures.revoked(polled.revoked)
             self._telemetry.rebalanced(len(polled.revoked))
             log.info("partitions %s were revoked; %d records in flight are dropped", _names(polled.revoked), dropped)
             if undo:
@@ -291,10 +293,12 @@ class Pipeline:
 
     def _recover(self, failure: DeliveryFailed) -> None:
         """Drop what is in flight and read again from the committed positions, after a growing pause."""
+        failed = self._unsent or self._ledger.oldest_published or ()
+        until = {part.lease.partition: part.next_offset for part in failed}
         dropped = self._ledger.revoke_all()
+        self._unsent = ()
         self._unseen.clear()
-        self._unseen_letters = False
-        self._published.clear()
+        self._published_at.clear()
         self._rewinding = True
         self._telemetry.rebuilt(failure.step)
         now = self._clock.monotonic()
@@ -303,15 +307,15 @@ class Pipeline:
             self._retry_at = now
             return
         letters = failure.topic == self._letters.topic
-        kind = LETTERS if letters else failure.step
-        if not letters:
-            # Whether their topic would take them cannot be told while nothing gets through.
-            self._failing_since.pop(LETTERS, None)
+        way = LETTERS if letters else failure.step
+        if way in {"publish", "commit"}:
+            # Whether their topic would take letters cannot be told while nothing gets through.
+            self._failures.forget(LETTERS)
         # One line for each way in which it fails, not for each attempt.
-        if kind not in self._failing_since:
+        if way not in self._failures:
             log.warning("%s; %d records in flight are dropped and will be read again", failure, dropped)
         self._pause_before_retry()
-        self._end_if_it_lasts(failure, now - self._failing_since.setdefault(kind, now), letters=letters)
+        self._end_if_it_lasts(failure, self._failures.failed(way, now, until), letters=letters)
 
     def _pause_before_retry(self) -> None:
         pause = min(BACKOFF_LIMIT_S, BACKOFF_FIRST_S * 2**self._faults)

@@ -46,15 +46,15 @@ def _live() -> list[str]:
             start = time.time()
             print("images, dead letters, a new bundle, a damaged one ...", flush=True)
             stage.perform()
-            server.wait_for(SEEN)
+            seen = server.wait_for(SEEN)
             page = stage.exposition()
             limited = f"\n{checks.CONDITIONAL} " in page
             problems = checks.exposition(page)
             print(f"metrics page, {len(page.splitlines())} lines: {'ok' if not problems else 'not ok'}", flush=True)
-            rules, wrong = checks.rules_are_well(server, limited=limited)
+            rules, wrong = checks.rules_are_well(server, seen, limited=limited)
             problems += wrong
             print(f"{rules} rules on a healthy worker: {'ok' if not wrong else 'not ok'}", flush=True)
-            queries, wrong = checks.panels_have_data(server, start, limited=limited)
+            queries, wrong = checks.panels_have_data(server, start, seen, limited=limited)
             problems += wrong
             print(f"{queries} queries of panels and annotations: {'ok' if not wrong else 'not ok'}", flush=True)
             return problems

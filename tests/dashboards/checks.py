@@ -61,12 +61,13 @@ def substitute(expr: str, values: Mapping[str, list[str]]) -> str:
     return expr.replace("$__rate_interval", f"{RATE_INTERVAL_S}s").replace("$__interval", f"{SCRAPE_S}s")
 
 
-def panels_have_data(server: Prometheus, start: float, *, limited: bool) -> tuple[int, list[str]]:
+def panels_have_data(server: Prometheus, start: float, at: float, *, limited: bool) -> tuple[int, list[str]]:
     """Run every variable, panel and annotation query as Grafana would.
 
     Args:
         server: has scraped since `start`, in Unix time.
         start: see there.
+        at: as of when it is asked, in Unix time.
         limited: the worker has a memory limit.
 
     Returns:
@@ -79,14 +80,14 @@ def panels_have_data(server: Prometheus, start: float, *, limited: bool) -> tupl
         for where, expr, instant in _queries(dashboard):
             count += 1
             sent = substitute(expr, values)
-            series = server.instant(sent) if instant else server.range(sent, start)
+            series = server.instant(sent, at) if instant else server.range(sent, start, at)
             if not _has_number(series) and (limited or CONDITIONAL not in expr):
                 problems.append(f"{name}: {where} has no data: {sent}")
     return count, problems
 
 
-def rules_are_well(server: Prometheus, *, limited: bool) -> tuple[int, list[str]]:
-    """Every rule evaluates, records where it is to, and is silent where it is to alarm.
+def rules_are_well(server: Prometheus, at: float, *, limited: bool) -> tuple[int, list[str]]:
+    """Every rule evaluates, records where it is to, and is silent where it is to alarm, as of Unix time `at`.
 
     Returns:
         how many rules there are, and what is wrong.
@@ -99,12 +100,14 @@ def rules_are_well(server: Prometheus, *, limited: bool) -> tuple[int, list[str]
             name, expr = rule["name"], rule["query"]
             if rule["health"] != "ok":
                 problems.append(f"rule {name}: {rule['health']}, {rule.get('lastError')}")
-            if rule["type"] == "recording" and not server.instant(name):
+            if rule["type"] == "recording" and not server.instant(name, at):
                 problems.append(f"rule {name} records nothing: {expr}")
             if rule["type"] == "alerting":
-                problems += [f"alert {name} on a healthy worker: {series}" for series in server.instant(expr)]
+                problems += [f"alert {name} on a healthy worker: {series}" for series in server.instant(expr, at)]
                 # An alert on a metric that does not exist would be silent for ever.
-                absent = {metric for metric in NAMES.findall(_without_strings(expr)) if not server.instant(metric)}
+                absent = {
+                    metric for metric in NAMES.findall(_without_strings(expr)) if not server.instant(metric, at)
+                }
                 absent -= set() if limited else {CONDITIONAL}
                 problems += [f"alert {name} asks for {metric}, which does not exist" for metric in sorted(absent)]
     if count != in_files:

@@ -114,28 +114,32 @@ class Prometheus:
             with error:
                 raise CheckError(f"{path} {parameters}: {error.read().decode('utf-8', 'replace')}") from error
 
-    def instant(self, expr: str) -> list[dict[str, Any]]:
-        """Series of an expression as of now."""
-        result = self.get("query", query=expr)
+    def instant(self, expr: str, at: float | None = None) -> list[dict[str, Any]]:
+        """Series of an expression as of Unix time `at`, or now."""
+        result = self.get("query", query=expr, **({} if at is None else {"time": at}))
         if result["resultType"] == "scalar":
             return [{"metric": {}, "value": result["result"]}]
         series: list[dict[str, Any]] = result["result"]
         return series
 
-    def range(self, expr: str, start: float) -> list[dict[str, Any]]:
-        """Series of an expression from Unix time `start` until now."""
-        series: list[dict[str, Any]] = self.get(
-            "query_range", query=expr, start=start, end=time.time(), step=f"{SCRAPE_S}s"
-        )["result"]
+    def range(self, expr: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Series of an expression from Unix time `start` to `end`."""
+        series: list[dict[str, Any]] = self.get("query_range", query=expr, start=start, end=end, step=f"{SCRAPE_S}s")[
+            "result"
+        ]
         return series
 
-    def wait_for(self, expr: str) -> None:
-        """Wait until the expression has a series.  Raises CheckError where it does not come."""
+    def wait_for(self, expr: str) -> float:
+        """Wait until the expression has a series; returns as of when it has, in Unix time.
+
+        Raises CheckError where it does not come.
+        """
         deadline = time.monotonic() + READY_S
-        while not self.instant(expr):
+        while not (series := self.instant(expr)):
             if time.monotonic() > deadline:
                 raise CheckError(f"Prometheus has not seen within {READY_S:.0f} s: {expr}")
             threading.Event().wait(0.2)
+        return float(series[0]["value"][0])
 
     def label_values(self, label: str, selector: str, start: float) -> list[str]:
         """Values of a label among the series that match."""

@@ -53,6 +53,7 @@ def perform(stage: Stage, step: Step) -> None:
     if step.action in {"kill", "terminate", "zombie"}:
         # A worker that is still starting would feel nothing, and its own start is not what is tested here.
         stage.fleet.wait_ready()
+        stage.fleet.wait_assigned(step.target)
     stage.load.burst(stage.burst)
     pause(step.lead_s)
     ACTIONS[step.action](stage, step)

@@ -134,6 +134,7 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
         backlog = len(load.acknowledged) - len(reader.answered)
         seconds, drained = _drain(load, reader, DRAIN_S + backlog / options.rate, fleet)
         pause(SETTLE_S)
+        fleet.wait_ready()  # one that is still recovering would rightly end with 1
         fleet.stop()
         reader.close(LAST_READ_S)
         published = read_input(cluster.bootstrap, INPUT, messages, load.acknowledged)

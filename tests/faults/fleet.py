@@ -106,6 +106,26 @@ class Fleet:
                 )
             self._stopping.wait(LOOK_S)
 
+    def wait_assigned(self, number: int, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until a worker holds partitions: a ready one may get its first with the next heartbeat only.
+
+        Raises FleetError when it gets none.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._assigned(self._members[number % len(self)]):
+            if time.monotonic() > deadline:
+                raise FleetError(f"worker {number} got no partition within {timeout_s:.0f} s")
+            self._stopping.wait(LOOK_S)
+
+    @staticmethod
+    def _assigned(member: "_Member") -> bool:
+        try:
+            page = member.process.get("/metrics")[1]
+        except OSError:
+            return False
+        found = re.search(r"^reconstream_assigned_partitions (\S+)$", page, re.MULTILINE)
+        return found is not None and float(found[1]) > 0
+
     def metric(self, name: str) -> float:
         """The sum of a metric's samples over all workers that answer."""
         total = 0.0

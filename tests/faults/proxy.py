@@ -51,6 +51,7 @@ class Proxy:
         self._held: int | None = None  # the API key that waits
         self._everything_held = False
         self._released = asyncio.Event()
+        self.holds = threading.Event()  # set once a request waits
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -65,7 +66,7 @@ class Proxy:
 
     def cut(self) -> None:
         """End every connection: in the middle of its next request or answer, at the latest after 0.3 s."""
-        self._loop.call_soon_threadsafe(self._cut)
+        self._call(self._cut())
 
     def hold(self, api_key: int | None = None) -> None:
         """From now on requests of one kind wait, and what follows them on their connection; None: all requests."""
@@ -126,6 +127,7 @@ class Proxy:
                 frame = head + await reader.readexactly(int.from_bytes(head))
                 key = int.from_bytes(frame[4:6])
                 while self._everything_held or key == self._held:
+                    self.holds.set()
                     await self._released.wait()
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
@@ -150,7 +152,7 @@ class Proxy:
         writer.write(data)
         await writer.drain()
 
-    def _cut(self) -> None:
+    async def _cut(self) -> None:
         for connection in self._connections:
             connection.cut = True
             self.connections_cut += 1
@@ -162,4 +164,5 @@ class Proxy:
 
     def _release(self) -> None:
         self._held, self._everything_held = None, False
+        self.holds.clear()
         self._released.set()

@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
 
 def produce_batches(cluster: KafkaCluster, topic: str, batches: list[list[bytes]]) -> None:
     """Each list becomes one batch on partition 0."""
-    with closing(KafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all", linger_ms=200)) as producer:
+    with closing(KafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all", linger_ms=60_000)) as producer:
         for values in batches:
             futures = [producer.send(topic, value, partition=0) for value in values]
             producer.flush()

@@ -57,8 +57,8 @@ def test_an_idempotent_producer_survives_cuts_in_the_middle_of_its_requests(
         for number in range(300):
             futures.append(producer.send("lines", b"%d" % number, partition=0))
             if number % 60 == 30:
+                futures[-1].get(timeout=30)  # so that there is a connection to cut
                 proxy.cut()
-                futures[-1].get(timeout=30)
         for future in futures:
             future.get(timeout=30)
     assert proxy.connections_cut >= 5
@@ -68,13 +68,13 @@ def test_an_idempotent_producer_survives_cuts_in_the_middle_of_its_requests(
 
 def test_a_held_request_comes_late_and_others_pass(cluster: KafkaCluster, proxy: Proxy) -> None:
     direct = {"bootstrap_servers": cluster.bootstrap}
-    options = {"delivery_timeout_ms": 2000, "request_timeout_ms": 1500, "linger_ms": 0}
+    options = {"delivery_timeout_ms": 10_000, "request_timeout_ms": 8_000, "linger_ms": 0}
     producer = make_producer(cluster, **options)
     try:
-        producer.send("late", b"before", partition=0).get(timeout=10)
+        producer.send("late", b"before", partition=0).get(timeout=30)
         proxy.hold(PRODUCE)
         with pytest.raises(KafkaTimeoutError):
-            producer.send("late", b"held", partition=0).get(timeout=10)
+            producer.send("late", b"held", partition=0).get(timeout=30)
         with closing(KafkaAdminClient(bootstrap_servers=cluster.bootstrap_for_proxy)) as admin:
             assert "late" in admin.list_topics(), "another kind of request passes"
         assert [record.value for record in read_all(direct, "late", 1)] == [b"before"]
@@ -86,7 +86,7 @@ def test_a_held_request_comes_late_and_others_pass(cluster: KafkaCluster, proxy:
 
 def test_while_everything_is_held_nothing_is_answered(cluster: KafkaCluster, proxy: Proxy) -> None:
     with closing(make_producer(cluster, linger_ms=0)) as producer:
-        producer.send("lines", b"before", partition=0).get(timeout=10)
+        producer.send("lines", b"before", partition=0).get(timeout=30)
         proxy.hold()
         future = producer.send("lines", b"after", partition=0)
         answered = threading.Event()

@@ -29,7 +29,7 @@ def test_a_join_that_the_client_forgets_half_way_is_finished(kafka: Broker, topi
         coordinator.rejoin_needed = False
         for _ in range(100):
             source.poll(0.1)
-            if not coordinator.rejoining:
+            if not coordinator.rejoining and source.missing() == []:
                 break
         assert not coordinator.rejoining
         assert source.missing() == []

@@ -15,11 +15,12 @@ from tests.support.kafka import read_all
 from worker.adapters.kafka_publisher import KafkaPublisher
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
+from worker.ports import Ticket
 
 
 def test_a_publisher_that_was_given_up_sends_nothing_more(tmp_path: Path) -> None:
-    def send(value: bytes) -> None:
-        publisher.send([OutRecord("verdicts", 0, None, value, [])])
+    def send(value: bytes) -> Ticket:
+        return publisher.send([OutRecord("verdicts", 0, None, value, [])])
 
     with KafkaCluster(tmp_path / "kafka", proxied=True) as cluster, Proxy(cluster.proxy_routes) as proxy:
         cluster.create_topics({"verdicts": (1, {})})
@@ -35,7 +36,9 @@ def test_a_publisher_that_was_given_up_sends_nothing_more(tmp_path: Path) -> Non
             send(b"in the buffer %d" % number + bytes(300_000))
         publisher.rebuild()
         proxy.release()
-        send(b"after the rebuild")
+        last = send(b"after the rebuild")
+        while not last.settled():
+            threading.Event().wait(0.02)
         records = read_all({"bootstrap_servers": cluster.bootstrap}, "verdicts", 2, settle_s=3)
         publisher.close()
     values = [(record.value or b"")[:20].rstrip(b"\0") for record in records]
@@ -88,7 +91,7 @@ def test_a_topic_that_the_client_could_not_ask_for_is_not_taken_for_a_deleted_on
         )
         proxy.hold(PRODUCE)
         publisher.send([OutRecord("verdicts", 0, None, b"on the wire", [])])
-        threading.Event().wait(0.5)
+        assert proxy.holds.wait(30)
         # Its metadata request stands behind the held one, on the same connection.
         with pytest.raises(DeliveryFailed) as caught:
             publisher.send(
@@ -99,3 +102,27 @@ def test_a_topic_that_the_client_could_not_ask_for_is_not_taken_for_a_deleted_on
     assert caught.value.step == "publish"
     # Nothing gets through: its topic is not to blame.
     assert caught.value.topic is None
+
+
+def test_what_the_client_gives_up_with_a_refused_record_is_not_taken_for_the_cause(
+    kafka: Broker, topics: Callable[..., str]
+) -> None:
+    verdicts, letters = topics(1), topics(1, cleanup_policy="compact")
+    publisher = KafkaPublisher({"bootstrap_servers": kafka.bootstrap}, max_message_bytes=1 << 20, topic_limits={})
+    # More than one request takes: some of it is under way when the letter, which has no key, is refused.
+    many = [OutRecord(verdicts, 0, None, bytes(500_000), []) for _ in range(20)]
+    tickets = [
+        publisher.send(many),
+        publisher.send([OutRecord(verdicts, 0, None, b"unreadable", []), OutRecord(letters, 0, None, b"letter", [])]),
+        publisher.send(many),
+    ]
+
+    def wait_settled() -> None:
+        for ticket in tickets:
+            while not ticket.settled():
+                threading.Event().wait(0.01)
+
+    with pytest.raises(DeliveryFailed, match="could not be delivered") as caught:
+        wait_settled()
+    publisher.close()
+    assert caught.value.topic == letters

@@ -12,10 +12,11 @@ from deploy.local_kafka.admin import delete_topic
 from tests.conftest import Broker
 from tests.integration.test_reload import wait_for
 from tests.integration.test_worker_process import Lane
-from tests.support.kafka import closing, committed
+from tests.support.kafka import closing, committed, produce
 from tests.support.processes import WorkerProcess
 from worker.core.bundle import Bundle
 from worker.core.errors import ExitCode
+from worker.core.records import OutRecord
 
 BOUND_S = 3
 
@@ -101,3 +102,22 @@ def test_an_input_topic_that_is_deleted_and_made_again_is_read_again(
             (partition, offset) for partition in range(3) for offset in range(20)
         }
         assert worker.terminate() == ExitCode.STOPPED, worker.text
+
+
+@pytest.mark.parametrize("lane", ["exactly_once"], indirect=True)
+def test_a_dead_letter_topic_that_stays_unwritable_ends_the_worker_within_its_bound(
+    lane: Lane, kafka: Broker, tmp_path: Path
+) -> None:
+    lane.feed(30)
+    with WorkerProcess(tmp_path / "worker.log", {**lane.settings, "refusal_timeout_s": BOUND_S}) as worker:
+        lane.positions(at_least=30)
+        with closing(KafkaAdminClient(bootstrap_servers=kafka.bootstrap)) as admin:
+            # From now on it takes nothing without a key: no letter, nor what seals a transaction that failed.
+            admin.alter_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, lane.letters, {"cleanup.policy": "compact"})]
+            )
+        produce(lane.options, [OutRecord(lane.input, 0, None, b"no image", [])])
+        assert worker.wait(timeout=120) == ExitCode.KAFKA_UNREACHABLE, worker.text
+    assert f"dead-letter topic '{lane.letters}' could not be written" in worker.text
+    assert committed(lane.options, lane.group, lane.input)[0] == 10, "what was not answered is not committed"
+    assert sum(lane.positions(at_least=0).values()) == 30

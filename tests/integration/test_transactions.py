@@ -7,7 +7,7 @@ from kafka import KafkaConsumer
 
 from tests.conftest import Broker
 from tests.support.kafka import closing, committed, read_all
-from worker.adapters.kafka_publisher import KafkaTransactions
+from worker.adapters.kafka_transactions import KafkaTransactions
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord, TopicPartition
 

@@ -7,8 +7,9 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 
-from worker.adapters.kafka_publisher import KafkaPublisher, KafkaTransactions
+from worker.adapters.kafka_publisher import KafkaPublisher
 from worker.adapters.kafka_source import KafkaSource
+from worker.adapters.kafka_transactions import KafkaTransactions
 from worker.core.records import OutRecord, Record
 from worker.ports import Publisher, Source
 
@@ -32,7 +33,7 @@ def produce(options: Mapping[str, object], records: Sequence[OutRecord], **more:
 
 
 def read_all(
-    options: Mapping[str, object], topic: str, at_least: int = 0, timeout_s: float = 30, settle_s: float = 0
+    options: Mapping[str, object], topic: str, at_least: int = 0, timeout_s: float = 120, settle_s: float = 0
 ) -> list[Record]:
     """Every committed record of a topic, by partition and offset, once there are at least so many.
 

@@ -51,7 +51,7 @@ class WorkerProcess:
     def get(self, path: str) -> tuple[int, str]:
         assert self.url is not None
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:  # noqa: S310 - an http address of our own
+            with urllib.request.urlopen(self.url + path, timeout=READY_S) as answer:  # noqa: S310 - an http address of our own
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

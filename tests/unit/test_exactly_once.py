@@ -1,16 +1,18 @@
 """exactly_once on in-memory ports, where faults come on demand: whatever fails, readers see each answer once."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
 from tests.contract.test_pipeline import in_flight, wait_for
-from tests.support.memory import MemoryBroker, MemorySource, MemoryTransactions, PixelScorer
+from tests.support.memory import MemoryBroker, MemorySource, MemoryTicket, MemoryTransactions, PixelScorer
 from tests.support.pipelines import Running, running
 from tests.unit.test_pipeline_faults import IN, LETTERS, OUT, P0, P1, feed, offsets, wait_committed
 from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable
 from worker.core.records import OutRecord
+from worker.ports import RecordRefused
 
 
 @pytest.fixture
@@ -126,3 +128,50 @@ def test_a_dead_letter_topic_that_stays_unwritable_ends_the_worker_and_skips_not
         worker.join()
     assert broker.committed == {}
     assert broker.topic(OUT) == []
+
+
+class Unsealed(MemoryTransactions):
+    """After a failure only its dead-letter topic keeps it from starting afresh."""
+
+    def rebuild(self) -> bool:
+        raise DeliveryFailed("publish", "not enough replicas", LETTERS)
+
+
+def test_a_dead_letter_topic_that_keeps_the_publisher_from_starting_afresh_ends_the_worker(
+    broker: MemoryBroker,
+) -> None:
+    broker.append(OutRecord(IN, 0, b"k", b"junk", []))
+    publisher = Unsealed(broker)
+    publisher.failures.append(DeliveryFailed("publish", "not enough replicas", LETTERS))
+    with (
+        start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker,
+        pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"),
+    ):
+        worker.join()
+    assert broker.committed == {}
+
+
+class Stopped(MemoryTransactions):
+    """The first batch is refused when the second is sent, which cannot be: a client's transaction that failed."""
+
+    def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
+        if self.rebuilds:
+            return super().send(records)
+        if self._held:
+            self._held[0].error = RecordRefused(0, "the test's limit")
+            raise DeliveryFailed("publish", "cannot send in this state")
+        self._held.append(MemoryTicket())
+        return self._held[0]
+
+    def flush(self) -> None:
+        """The first batch is still under way."""
+
+
+def test_what_was_refused_counts_more_than_that_nothing_can_be_sent_since(broker: MemoryBroker) -> None:
+    feed(broker, 12)
+    publisher = Stopped(broker)
+    with start(broker, MemorySource(broker, IN, 1), publisher) as worker:
+        wait_committed(broker, 12)
+        assert worker.stop() is ExitCode.STOPPED
+    assert worker.telemetry.rebuilt_steps == ["size"]
+    assert offsets(broker) == once(2, 6)

@@ -52,6 +52,7 @@ def test_topics_without_a_problem_can_hold_every_answer(
             or letters.max_message_bytes >= source.max_message_bytes + DEAD_LETTER_ROOM_BYTES
         )
         and "compact" not in (output.cleanup_policy or "")
+        and "compact" not in (letters.cleanup_policy or "")
         and (output.max_message_bytes is None or output.max_message_bytes >= OUTPUT_BYTES)
     )
     assert any(problem.kind == "refused" for problem in problems) != fits

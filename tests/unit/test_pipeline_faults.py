@@ -12,7 +12,7 @@ import pytest
 from tests.contract.test_pipeline import by_position, image, in_flight, wait_for
 from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, MemoryTicket, PixelScorer
 from tests.support.pipelines import Running, running
-from worker.core.errors import DeliveryFailed, ExitCode, KafkaUnreachable, TooManyDeadLetters
+from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable, TooManyDeadLetters
 from worker.core.records import OutRecord, TopicPartition, header
 
 IN, OUT, LETTERS = "images", "verdicts", "letters"
@@ -62,12 +62,15 @@ def test_answers_that_may_not_have_arrived_are_given_again(broker: MemoryBroker)
 def test_the_log_has_a_line_for_each_way_of_failing_and_not_for_each_attempt(
     broker: MemoryBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    feed(broker, 40)
+    feed(broker, 16)
     source, publisher = MemorySource(broker, IN, 16), MemoryPublisher(broker)
     publisher.failures += [DeliveryFailed("publish", "no answer")] * 3
     publisher.failures += [DeliveryFailed("refused", "not allowed")] * 3
-    with caplog.at_level("INFO", "worker.pipeline"), start(broker, source, publisher) as worker:
-        wait_committed(broker, 40)
+    with (
+        caplog.at_level("INFO", "worker.pipeline"),
+        start(broker, source, publisher, refusal_timeout_s=600) as worker,
+    ):
+        wait_committed(broker, 16)
         assert worker.stop() is ExitCode.STOPPED
     said = [record.getMessage().split(";")[0] for record in caplog.records]
     assert said.count("no answer") == 1
@@ -106,13 +109,42 @@ def test_verdicts_that_get_through_do_not_stop_the_clock_of_the_letters(broker: 
     assert P0 not in broker.committed
 
 
+class OnlyOnePartition(MemoryPublisher):
+    """Answers for the other have no partition to go to."""
+
+    def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
+        if any(record.partition == 0 for record in records):
+            raise DeliveryFailed("refused", "there is no such partition", OUT)
+        return super().send(records)
+
+
+def test_a_refusal_of_some_records_lasts_while_others_are_answered(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, None, image(1), []), timestamp=1)
+    ended = threading.Event()
+
+    def stream() -> None:
+        for _ in range(400):
+            broker.append(OutRecord(IN, 1, None, image(1), []), timestamp=1)
+            if ended.wait(0.02):
+                return
+
+    feeder = threading.Thread(target=stream)
+    with start(broker, MemorySource(broker, IN, 1), OnlyOnePartition(broker), refusal_timeout_s=0.5) as worker:
+        feeder.start()
+        with pytest.raises(KafkaRefused, match="no such partition"):
+            worker.join()
+    ended.set()
+    feeder.join()
+    assert P0 not in broker.committed
+
+
 def test_what_fails_as_a_whole_is_not_counted_against_the_letters(broker: MemoryBroker) -> None:
-    feed(broker, 4)
+    feed(broker, 1)
     publisher = MemoryPublisher(broker)
     alone, whole = DeliveryFailed("publish", "not enough replicas", LETTERS), DeliveryFailed("publish", "no answer")
     publisher.failures += [alone, whole, whole, whole, whole, alone]
     with start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker:
-        wait_committed(broker, 4)
+        wait_committed(broker, 1)
         assert worker.stop() is ExitCode.STOPPED
     assert len(worker.telemetry.rebuilt_steps) == 6
 

@@ -1,4 +1,5 @@
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -334,4 +335,10 @@ def test_a_batch_costs_less_than_two_microseconds_an_image(desk: Desk) -> None:
     streams = [f"camera-{index % 8}" for index in range(256)]
     anomalies = (scores > THRESHOLD).tolist()
     images = rng.integers(0, 256, (256, 28, 28, 1), dtype=np.uint8)
-    assert cost_s(lambda: desk.telemetry.scored(streams, scores, scores, anomalies, images), 200) < 256 * 2e-6
+    tracer = sys.gettrace()
+    sys.settrace(None)  # what coverage costs is not the worker's
+    try:
+        cost = cost_s(lambda: desk.telemetry.scored(streams, scores, scores, anomalies, images), 200)
+    finally:
+        sys.settrace(tracer)
+    assert cost < 256 * 2e-6

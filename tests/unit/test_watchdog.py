@@ -14,6 +14,12 @@ from worker.scoring import Answers, ScoringThread
 from worker.watchdog import Watchdog, stacks
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that is slow, and not stuck, is waited for; the test of one that is stuck says otherwise."""
+    monkeypatch.setattr(worker.watchdog, "REPORT_LIMIT_S", 60.0)
+
+
 class FakeClock:
     """Time that passes when the test says so; counts how often it was read."""
 

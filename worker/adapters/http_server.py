@@ -28,6 +28,8 @@ from worker.core.errors import ConfigurationError
 MAX_REQUEST_BYTES = 16 << 10
 MAX_CONNECTIONS = 16
 TIMEOUT_S = 10.0
+# How long a connection that was hung up on may take to end before a new one is refused in its place.
+HANG_UP_S = 1.0
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -140,7 +142,7 @@ class _Server(socketserver.TCPServer):
             oldest = next(iter(self._open.items())) if len(self._open) >= MAX_CONNECTIONS else None
         if oldest is not None:
             _hang_up(oldest[1])
-            oldest[0].join(timeout=1.0)
+            oldest[0].join(timeout=HANG_UP_S)
             if oldest[0].is_alive():
                 # A page takes seconds to make: others wait no shorter, but threads must not pile up.
                 self.shutdown_request(request)

@@ -133,14 +133,15 @@ def judge_topics(
                     f"partition number. Add partitions to '{topic.name}'.",
                 )
             )
-    if output is not None and output.cleanup_policy is not None and "compact" in output.cleanup_policy:
-        problems.append(
-            Problem(
-                "refused",
-                f"output topic '{output.name}' has {CLEANUP_POLICY}={output.cleanup_policy}: compaction removes all "
-                "verdicts of a key but the last. Expected delete.",
+    for topic, role, lost in ((output, "output", "verdicts"), (letters, "dead-letter", "letters")):
+        if topic is not None and topic.cleanup_policy is not None and "compact" in topic.cleanup_policy:
+            problems.append(
+                Problem(
+                    "refused",
+                    f"{role} topic '{topic.name}' has {CLEANUP_POLICY}={topic.cleanup_policy}: compaction removes "
+                    f"all {lost} of a key but the last, and takes none without a key. Expected delete.",
+                )
             )
-        )
     if output is not None and (output.max_message_bytes or OUTPUT_BYTES) < OUTPUT_BYTES:
         problems.append(
             Problem(
