@@ -31,6 +31,7 @@ lock: .venv/.installed  ## resolve the requirements files anew (versions and has
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra training --group dev -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra gpu --extra training -c requirements.txt -o deploy/docker/requirements-gpu.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.txt deploy/docker/requirements-build.in -o deploy/docker/requirements-build.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate tests/bench/peers/requirements.in -o tests/bench/peers/requirements.txt
 
 .PHONY: demo
 demo: install  ## from MNIST to verdicts, with a real Kafka (KEEP=1: until Ctrl-C)
@@ -50,9 +51,16 @@ test: check  ## check, then all tests, with a real Apache Kafka
 faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SEED=n)
 	$(BIN)/python -m tests.faults $(if $(SCALE),--scale $(SCALE)) $(if $(ROW),--row $(ROW)) $(if $(MODE),--mode $(MODE)) $(if $(SEED),--seed $(SEED))
 
+# The peers need other versions of some packages.
+.venv-peers/.installed: .venv/.installed tests/bench/peers/requirements.txt
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-peers
+	@echo "installing the peers into .venv-peers ..."
+	@VIRTUAL_ENV=.venv-peers $(BIN)/uv pip install --quiet --require-hashes -r tests/bench/peers/requirements.txt
+	@touch $@
+
 .PHONY: bench
-bench: install  ## throughput against the bare model, both delivery modes (QUICK=1)
-	$(BIN)/python -m tests.bench $(if $(QUICK),--images 20000 --rounds 2)
+bench: .venv-peers/.installed  ## throughput against the bare model and what people would use instead (QUICK=1: 5 minutes)
+	$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
 
 .PHONY: dashboards
 dashboards: install  ## write Grafana's dashboards and their reading guide anew
@@ -84,5 +92,5 @@ audit: install  ## look for known vulnerabilities in what the lock files name
 
 .PHONY: clean
 clean:  ## remove what the targets made, .venv and build included
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf .venv .venv-peers build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

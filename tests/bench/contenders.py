@@ -1,30 +1,38 @@
-"""The contenders: each scores the same images with the same bundle, and says how fast and at what cost.
+"""The contenders: each answers the same messages with the same bundle, and says how fast and at what cost.
 
-Rules: a contender is a process of its own, so that its CPU time and memory are its own; a worker's rate is that of
-its records' timestamps on the output topic.
+Rules: a contender is a process of its own, so that its CPU time and memory are its own; its rate is that of its
+answers' timestamps on its output topic; every answer is held against the offline error of its message.
 """
 
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 from kafka import KafkaConsumer
 from kafka import TopicPartition as ClientPartition
 
+from tests.bench.task import Task
+from tests.bench.workloads import WORKLOADS, Material
 from tests.support.kafka import closing, committed
 from tests.support.processes import WorkerProcess
 
 LOOK_S = 0.1
-RUN_TIMEOUT_S = 300.0
-# A rate is taken between the shares of the verdicts where start and end no longer show.
+RUN_TIMEOUT_S = 600.0
+PARTITIONS = 6
+# A rate is taken between the shares of the answers where start and end no longer show.
 FIRST, LAST = 0.1, 0.95
 MIB = 1 << 20
+PEERS = Path(".venv-peers/bin/python")
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -35,45 +43,116 @@ class Run(msgspec.Struct, frozen=True):
     peak_rss_mib: float
 
 
+class Cost(msgspec.Struct, frozen=True):
+    """What a program says of itself, see tests.bench.task."""
+
+    cpu_us_per_image: float
+    peak_rss_mib: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are compared.
+
+    Attributes:
+        module: its program; None for a worker as users start it.
+        settings: of the worker.
+        null: with the model that costs nothing.
+        peer: its program runs in the peers' environment.
+        at_most: answers no more messages than these.
+        scores: its answers have an error to be checked.
+        workloads: those that it takes part in.
+    """
+
+    module: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    null: bool = False
+    peer: bool = False
+    at_most: int | None = None
+    scores: bool = True
+    workloads: tuple[str, ...] = ("raw",)
+
+
+MODEL = "bare_model"
+CONTENDERS: Mapping[str, Contender] = MappingProxyType(
+    {
+        MODEL: Contender("tests.bench.bare_model", workloads=tuple(WORKLOADS)),
+        "at_least_once": Contender(settings={"delivery": "at_least_once"}, workloads=tuple(WORKLOADS)),
+        "exactly_once": Contender(settings={"delivery": "exactly_once"}),
+        "kafka_loop": Contender("tests.bench.kafka_loop", workloads=tuple(WORKLOADS)),
+        "quixstreams": Contender("tests.bench.peers.quixstreams_sink", peer=True),
+        "bytewax": Contender("tests.bench.peers.bytewax_flow", peer=True),
+        "predict_per_message": Contender("tests.bench.predict_per_message", at_most=300),
+        "null_model": Contender(null=True),
+        "pass_through": Contender("tests.bench.pass_through", null=True, scores=False),
+    }
+)
+
+
 @dataclass(frozen=True)
 class Stream:
-    """The messages that wait for every contender: `count` raw images on `topic`."""
+    """The messages that wait for every contender: `count` of a workload's on `topic`."""
 
     bootstrap: str
     topic: str
+    workload: str
     count: int
-    bundle: Path
-    batch: int
+
+    @property
+    def batch(self) -> int:
+        return WORKLOADS[self.workload].batch
 
 
-def run_model(stream: Stream) -> Run:
-    """The scorer alone, in batches, without Kafka."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.bench.bare_model",
-        str(stream.bundle),
-        str(stream.batch),
-        str(stream.count),
-    ]
-    output = subprocess.run(command, check=True, capture_output=True, timeout=RUN_TIMEOUT_S).stdout
-    return msgspec.json.decode(output.splitlines()[-1], type=Run)
-
-
-def run_worker(stream: Stream, log: Path, output: str, settings: Mapping[str, object]) -> Run:
-    """A worker on the waiting messages, to the last one's commit.
+def run(contender: Contender, stream: Stream, material: Material, log: Path, output: str) -> Run:
+    """One contender on the waiting messages.
 
     Args:
+        contender: who.
         stream: what waits.
-        log: file for the worker's log.
+        material: the bundle to serve, and what it makes of each message.
+        log: file for what it logs.
         output: its output topic, empty; the dead-letter topic is this with `-letters`.
-        settings: beside the common ones.
 
     Raises:
-        AssertionError: it did not judge every message, or ended otherwise than asked.
+        AssertionError: it ended otherwise than asked, or its answers are not one right one for every message.
     """
+    count = min(stream.count, contender.at_most or stream.count)
+    if contender.module is None:
+        cost = _run_worker(contender, stream, material, log, output)
+    else:
+        task = Task(
+            stream.bootstrap, stream.topic, output, output, str(material.bundle), stream.batch, count, stream.workload
+        )
+        said = _run_program(contender, task, log)
+        if contender.module == CONTENDERS[MODEL].module:
+            return msgspec.convert(said, Run)
+        cost = msgspec.convert(said, Cost)
+    return Run(
+        images_per_second=_checked_rate(contender, stream, material, output, count),
+        cpu_us_per_image=cost.cpu_us_per_image,
+        peak_rss_mib=cost.peak_rss_mib,
+    )
+
+
+def _run_program(contender: Contender, task: Task, log: Path) -> Any:
+    assert contender.module is not None
+    python = str(PEERS.absolute()) if contender.peer else sys.executable
+    with log.open("wb") as stderr:
+        done = subprocess.run(
+            [python, "-m", contender.module, msgspec.json.encode(asdict(task)).decode()],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=RUN_TIMEOUT_S,
+            check=False,
+        )
+    assert done.returncode == 0, log.read_text("utf-8", errors="replace")[-4000:]
+    return msgspec.json.decode(done.stdout.splitlines()[-1])
+
+
+def _run_worker(contender: Contender, stream: Stream, material: Material, log: Path, output: str) -> Cost:
+    """A worker, from readiness to the last message's commit."""
     common = {
-        "bundle": stream.bundle,
+        "bundle": material.bundle,
         "kafka__bootstrap_servers": stream.bootstrap,
         "input_topic": stream.topic,
         "output_topic": output,
@@ -84,30 +163,53 @@ def run_worker(stream: Stream, log: Path, output: str, settings: Mapping[str, ob
         "log_format": "json",
     }
     options = {"bootstrap_servers": stream.bootstrap}
-    with WorkerProcess(log, {**common, **settings}) as worker:
-        worker.wait_ready()
+    with WorkerProcess(log, {**common, **contender.settings}) as worker:
         process = psutil.Process(worker.process.pid)
-        before = sum(process.cpu_times()[:2])
-        began = time.monotonic()
         look = threading.Event()
+        began = time.monotonic()
         peak = 0
-        while sum(committed(options, output, stream.topic).values()) < stream.count:
-            assert worker.process.poll() is None, worker.text
-            assert time.monotonic() - began < RUN_TIMEOUT_S, f"not done in {RUN_TIMEOUT_S:.0f} s:\n{worker.text}"
-            peak = max(peak, process.memory_info().rss)
-            look.wait(LOOK_S)
-        cpu = sum(process.cpu_times()[:2]) - before
+
+        def wait_until(condition: Callable[[], bool]) -> None:
+            nonlocal peak
+            while not condition():
+                assert worker.process.poll() is None, worker.text
+                assert time.monotonic() - began < RUN_TIMEOUT_S, f"not done in {RUN_TIMEOUT_S:.0f} s:\n{worker.text}"
+                peak = max(peak, process.memory_info().rss)
+                look.wait(LOOK_S)
+
+        # It begins with what waits as soon as it can: count and CPU time are taken from one and the same page.
+        wait_until(lambda: worker.url is not None and _progress(worker)[0] >= FIRST * stream.count)
+        messages, cpu_s = _progress(worker)
+        wait_until(lambda: sum(committed(options, output, stream.topic).values()) >= stream.count)
+        all_messages, all_cpu_s = _progress(worker)
         assert worker.terminate() == 0, worker.text
-    return Run(
-        images_per_second=_rate(stream, output),
-        cpu_us_per_image=cpu / stream.count * 1e6,
-        peak_rss_mib=peak / MIB,
-    )
+    return Cost((all_cpu_s - cpu_s) / max(1.0, all_messages - messages) * 1e6, peak / MIB)
 
 
-def _rate(stream: Stream, topic: str) -> float:
-    """Verdicts a second by their own timestamps, without the first tenth and the last twentieth of them."""
+def _progress(worker: WorkerProcess) -> tuple[float, float]:
+    """Messages answered and CPU seconds used so far."""
+    page = worker.get("/metrics")[1]
+    answered = sum(map(float, re.findall(r"^reconstream_messages_total\S* (\S+)$", page, re.MULTILINE)))
+    used = re.search(r"^process_cpu_seconds_total (\S+)$", page, re.MULTILINE)
+    return answered, float(used[1]) if used else 0.0
+
+
+class _Position(msgspec.Struct, frozen=True):
+    partition: int
+    offset: int
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What a verdict and tests.bench.task.answer have in common."""
+
+    source: _Position
+    error: float
+
+
+def _checked_rate(contender: Contender, stream: Stream, material: Material, topic: str, count: int) -> float:
+    """Answers a second by their own timestamps, without the first tenth and the last twentieth of them."""
     stamps: list[int] = []
+    values: list[bytes] = []
     with closing(
         KafkaConsumer(
             bootstrap_servers=stream.bootstrap,
@@ -118,11 +220,24 @@ def _rate(stream: Stream, topic: str) -> float:
     ) as consumer:
         consumer.assign([ClientPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()])
         empty = 0
-        while len(stamps) < stream.count and empty < 100:
+        while len(stamps) < count and empty < 100:
             polled = consumer.poll(timeout_ms=100, max_records=10_000)
             empty = 0 if polled else empty + 1
-            stamps += [record.timestamp for records in polled.values() for record in records]
-    assert len(stamps) == stream.count, f"{len(stamps)} verdicts for {stream.count} images"
+            for records in polled.values():
+                stamps += [record.timestamp for record in records]
+                values += [record.value for record in records]
+    assert len(stamps) == count, f"{len(stamps)} answers for {count} messages"
+    if contender.scores:
+        _check(msgspec.json.Decoder(_Answer), values, material)
     stamps.sort()
-    first, last = int(FIRST * len(stamps)), int(LAST * len(stamps))
+    first, last = int(FIRST * count), int(LAST * count)
     return (last - first) / max(1e-3, (stamps[last] - stamps[first]) / 1000)
+
+
+def _check(decoder: "msgspec.json.Decoder[_Answer]", values: list[bytes], material: Material) -> None:
+    answers = [decoder.decode(value) for value in values]
+    # Messages were published in turn to all partitions, and their kinds in turn.
+    numbers = [answer.source.offset * PARTITIONS + answer.source.partition for answer in answers]
+    assert len(set(numbers)) == len(numbers), "a message was answered twice"
+    expected = [material.errors[number % len(material.errors)] for number in numbers]
+    np.testing.assert_allclose([answer.error for answer in answers], expected, rtol=material.tolerance)

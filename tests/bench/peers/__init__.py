@@ -1,0 +1,1 @@
+"""Stream processors that people would use instead, in an environment of their own."""
