@@ -102,27 +102,3 @@ def test_a_topic_that_the_client_could_not_ask_for_is_not_taken_for_a_deleted_on
     assert caught.value.step == "publish"
     # Nothing gets through: its topic is not to blame.
     assert caught.value.topic is None
-
-
-def test_what_the_client_gives_up_with_a_refused_record_is_not_taken_for_the_cause(
-    kafka: Broker, topics: Callable[..., str]
-) -> None:
-    verdicts, letters = topics(1), topics(1, cleanup_policy="compact")
-    publisher = KafkaPublisher({"bootstrap_servers": kafka.bootstrap}, max_message_bytes=1 << 20, topic_limits={})
-    # More than one request takes: some of it is under way when the letter, which has no key, is refused.
-    many = [OutRecord(verdicts, 0, None, bytes(500_000), []) for _ in range(20)]
-    tickets = [
-        publisher.send(many),
-        publisher.send([OutRecord(verdicts, 0, None, b"unreadable", []), OutRecord(letters, 0, None, b"letter", [])]),
-        publisher.send(many),
-    ]
-
-    def wait_settled() -> None:
-        for ticket in tickets:
-            while not ticket.settled():
-                threading.Event().wait(0.01)
-
-    with pytest.raises(DeliveryFailed, match="could not be delivered") as caught:
-        wait_settled()
-    publisher.close()
-    assert caught.value.topic == letters

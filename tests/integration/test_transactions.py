@@ -1,10 +1,13 @@
 """What a transaction that was given up leaves behind: nothing."""
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer
 
+from deploy.local_kafka import KafkaCluster
 from tests.conftest import Broker
 from tests.support.kafka import closing, committed, read_all
 from worker.adapters.kafka_transactions import KafkaTransactions
@@ -36,3 +39,31 @@ def test_positions_that_the_group_refused_are_in_no_later_transaction(
         transactions.close()
         assert committed(options, source, source) == {1: 5}
         assert len(read_all(options, output, 1)) == 1
+
+
+@pytest.mark.parametrize("denied", ["verdicts", "dead-letters"])
+def test_rights_withdrawn_are_told_as_such_by_the_transaction_and_by_what_follows_it(
+    denied: str, tmp_path: Path
+) -> None:
+    with KafkaCluster(tmp_path, secure=True, acls=True) as cluster:
+        cluster.create_topics({"verdicts": (1, {}), "dead-letters": (1, {})})
+        transactions = KafkaTransactions(
+            cluster.client_settings("SASL_PLAINTEXT"), max_message_bytes=1 << 20, topic_limits={}, id_prefix="test"
+        )
+        records = [OutRecord(topic, 0, None, b"answer", []) for topic in ("verdicts", "dead-letters")]
+        ticket = transactions.send(records)
+        transactions.flush()
+        assert ticket.settled()
+        assert transactions.rebuild()
+        cluster.deny_app("topic", denied)
+
+        def deliver() -> None:
+            ticket = transactions.send(records)
+            while not ticket.settled():
+                threading.Event().wait(0.02)
+
+        for attempt in (deliver, transactions.rebuild):
+            with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
+                attempt()
+            assert (caught.value.step, caught.value.topic) == ("refused", denied)
+        transactions.close()

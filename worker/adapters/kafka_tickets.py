@@ -80,19 +80,20 @@ class KafkaTicket:
                 self._look_for_topic(self._records[len(futures) - 1].topic)
                 return False
             if future.exception is not None:
-                raise self._cause() from future.exception
+                raise self._cause(future.exception) from future.exception
             futures.pop()
         self._under_way.remove(self)
         return True
 
-    def _cause(self) -> Exception:
+    def _cause(self, error: BaseException) -> Exception:
         """Why something failed: after a refusal the client gives up what else is under way, with the same error."""
         for ticket in (self, *self._under_way):
             index = _first_refused(ticket._futures)
             if index is not None:
-                error, topic = ticket._futures[index].exception, ticket._records[index].topic
-                return failure_of(error, index, topic, alone=alone_at_fault(ticket._records, ticket._futures, topic))
-        return DeliveryFailed("publish", "the client has given up what was under way")
+                cause, topic = ticket._futures[index].exception, ticket._records[index].topic
+                return failure_of(cause, index, topic, alone=alone_at_fault(ticket._records, ticket._futures, topic))
+        # No record's own failure: a transaction's partitions, for example, are refused as a whole.
+        return failure_of(error, 0, None)
 
     def _look_for_topic(self, topic: str) -> None:
         """The client sends to a topic that was deleted until its delivery times out: say so before."""
@@ -152,6 +153,9 @@ def failure_of(
     if isinstance(error, _FENCED):
         return DeliveryFailed("fenced", f"somebody else has taken over: {error!r}")
     if isinstance(error, _REFUSED):
+        named = error.args[0] if error.args else None
+        if isinstance(named, set) and len(named) == 1:
+            [topic] = named  # whose partitions a transaction may not have
         where = f" to '{topic}'" if topic else ""
         return DeliveryFailed("refused", f"Kafka does not let us write{where}: {error!r}", topic)
     return DeliveryFailed(step, f"answers could not be delivered: {error!r}", topic if alone else None)

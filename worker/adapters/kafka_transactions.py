@@ -161,7 +161,7 @@ class KafkaTransactions(KafkaPublisher):
         sealed: list[OutRecord] = []
         futures: list[Any] = []
         # All are sent before the first is waited for: the transaction lives for seconds, and a wait may take as long.
-        unsent: KafkaError | None = None
+        consequence: KafkaError | None = None  # of a failure that is another's, or nobody's among these
         for record in records:
             try:
                 future = producer.send(record.topic, record.value, None, record.headers, record.partition)
@@ -170,7 +170,7 @@ class KafkaTransactions(KafkaPublisher):
             except KafkaError as error:
                 if isinstance(error, KafkaTimeoutError) and is_missing(producer, record.topic):
                     continue  # the topic is
-                unsent = error
+                consequence = error
                 break
             sealed.append(record)
             futures.append(future)
@@ -178,18 +178,18 @@ class KafkaTransactions(KafkaPublisher):
         for record, future in zip(sealed, futures, strict=True):
             try:
                 future.get(timeout=max(0.0, deadline - time.monotonic()))
-            except TOO_LARGE as error:
-                raise DeliveryFailed(
-                    "size", f"max.message.bytes of '{record.topic}' is too small: {error}"
-                ) from error
             except KafkaError as error:
-                gone = isinstance(error, KafkaTimeoutError) and is_missing(producer, record.topic)
-                if not gone and not given_up(future):  # that one's cause is another
-                    raise failure_of(
-                        error, 0, record.topic, alone=alone_at_fault(sealed, futures, record.topic)
+                if given_up(future):
+                    consequence = error
+                elif isinstance(error, TOO_LARGE):
+                    raise DeliveryFailed(
+                        "size", f"max.message.bytes of '{record.topic}' is too small: {error}"
                     ) from error
-        if unsent is not None:
-            raise unsent
+                elif not (isinstance(error, KafkaTimeoutError) and is_missing(producer, record.topic)):
+                    alone = alone_at_fault(sealed, futures, record.topic)
+                    raise failure_of(error, 0, record.topic, alone=alone) from error
+        if consequence is not None:
+            raise consequence
         if self._offered is not None:
             # Refused or not, it makes the group's partition part of what is aborted.
             with contextlib.suppress(DeliveryFailed):

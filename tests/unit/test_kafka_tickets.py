@@ -1,0 +1,86 @@
+"""What a ticket says of its records, on the client's own batches and futures."""
+
+from collections import deque
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import InvalidRecordError, KafkaTimeoutError, TopicAuthorizationFailedError
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.record.memory_records import MemoryRecordsBuilder
+
+from worker.adapters.kafka_tickets import KafkaTicket
+from worker.core.errors import DeliveryFailed
+from worker.core.records import OutRecord
+
+VERDICTS, LETTERS = "verdicts", "letters"
+REFUSED = InvalidRecordError("no key")
+
+
+class Line:
+    """A producer's tickets, a batch for each record."""
+
+    def __init__(self) -> None:
+        self.under_way: deque[KafkaTicket] = deque()
+
+    def send(self, *topics: str) -> tuple[KafkaTicket, list[Any]]:
+        batches = [ProducerBatch(TopicPartition(topic, 0), MemoryRecordsBuilder(2, 0, 1000)) for topic in topics]
+        futures = [batch.try_append(0, None, b"answer", []) for batch in batches]
+        records = [OutRecord(topic, 0, None, b"answer", []) for topic in topics]
+        return KafkaTicket(None, records, futures, self.under_way), batches
+
+
+def fail(batch: Any, error: Exception) -> None:
+    batch.complete_exceptionally(error, lambda _: error)
+
+
+def test_a_ticket_is_settled_when_all_was_acknowledged() -> None:
+    line = Line()
+    ticket, (verdict, letter) = line.send(VERDICTS, LETTERS)
+    letter.complete(0, -1)
+    assert not ticket.settled()
+    verdict.complete(0, -1)
+    assert ticket.settled()
+    assert not line.under_way
+
+
+def test_a_topic_is_named_when_it_alone_fails() -> None:
+    ticket, (verdict, letter) = Line().send(VERDICTS, LETTERS)
+    verdict.complete(0, -1)
+    fail(letter, KafkaTimeoutError())
+    with pytest.raises(DeliveryFailed) as caught:
+        ticket.settled()
+    assert (caught.value.step, caught.value.topic) == ("publish", LETTERS)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_no_topic_is_named_when_others_have_not_arrived_either(done: bool) -> None:
+    ticket, (verdict, letter) = Line().send(VERDICTS, LETTERS)
+    fail(letter, KafkaTimeoutError())
+    if done:
+        fail(verdict, KafkaTimeoutError())
+    with pytest.raises(DeliveryFailed) as caught:
+        ticket.settled()
+    assert (caught.value.step, caught.value.topic) == ("publish", None)
+
+
+def test_what_the_client_gives_up_with_a_refused_record_is_not_the_cause() -> None:
+    line = Line()
+    first, (before,) = line.send(VERDICTS)
+    second, (verdict, letter, after) = line.send(VERDICTS, LETTERS, VERDICTS)
+    fail(letter, REFUSED)
+    for batch in (before, verdict, after):
+        batch.abort(REFUSED)
+    for ticket in (first, second):
+        with pytest.raises(DeliveryFailed) as caught:
+            ticket.settled()
+        assert (caught.value.step, caught.value.topic) == ("publish", LETTERS)
+
+
+def test_a_refusal_without_a_record_of_its_own_is_one_all_the_same() -> None:
+    ticket, batches = Line().send(VERDICTS, LETTERS)
+    for batch in batches:
+        batch.abort(TopicAuthorizationFailedError({LETTERS}))
+    with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
+        ticket.settled()
+    assert (caught.value.step, caught.value.topic) == ("refused", LETTERS)
