@@ -4,7 +4,6 @@ Rules: a contender is a process of its own, so that its CPU time and memory are 
 answers' timestamps on its output topic; every answer is held against the offline error of its message.
 """
 
-import re
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ PARTITIONS = 6
 # A rate is taken between the shares of the answers where start and end no longer show.
 FIRST, LAST = 0.1, 0.95
 MIB = 1 << 20
+ANSWERED = "reconstream_messages_total"
 PEERS = Path(".venv-peers/bin/python")
 
 
@@ -150,7 +150,7 @@ def _run_program(contender: Contender, task: Task, log: Path) -> Any:
 
 
 def _run_worker(contender: Contender, stream: Stream, material: Material, log: Path, output: str) -> Cost:
-    """A worker, from readiness to the last message's commit."""
+    """A worker, from a tenth of the messages to the last one's commit."""
     common = {
         "bundle": material.bundle,
         "kafka__bootstrap_servers": stream.bootstrap,
@@ -177,21 +177,18 @@ def _run_worker(contender: Contender, stream: Stream, material: Material, log: P
                 peak = max(peak, process.memory_info().rss)
                 look.wait(LOOK_S)
 
-        # It begins with what waits as soon as it can: count and CPU time are taken from one and the same page.
-        wait_until(lambda: worker.url is not None and _progress(worker)[0] >= FIRST * stream.count)
-        messages, cpu_s = _progress(worker)
+        def cpu_s() -> float:
+            used = process.cpu_times()
+            return float(used.user + used.system)
+
+        # It begins with what waits as soon as it can, before it is ready.
+        wait_until(lambda: worker.url is not None and worker.metric(ANSWERED) >= FIRST * stream.count)
+        messages, before = worker.metric(ANSWERED), cpu_s()
         wait_until(lambda: sum(committed(options, output, stream.topic).values()) >= stream.count)
-        all_messages, all_cpu_s = _progress(worker)
+        messages, cpu = worker.metric(ANSWERED) - messages, cpu_s() - before
         assert worker.terminate() == 0, worker.text
-    return Cost((all_cpu_s - cpu_s) / max(1.0, all_messages - messages) * 1e6, peak / MIB)
-
-
-def _progress(worker: WorkerProcess) -> tuple[float, float]:
-    """Messages answered and CPU seconds used so far."""
-    page = worker.get("/metrics")[1]
-    answered = sum(map(float, re.findall(r"^reconstream_messages_total\S* (\S+)$", page, re.MULTILINE)))
-    used = re.search(r"^process_cpu_seconds_total (\S+)$", page, re.MULTILINE)
-    return answered, float(used[1]) if used else 0.0
+    assert messages > stream.count / 2, f"{stream.count} images are too few to measure it: it was done at once"
+    return Cost(cpu / messages * 1e6, peak / MIB)
 
 
 class _Position(msgspec.Struct, frozen=True):

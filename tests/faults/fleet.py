@@ -4,7 +4,6 @@ Rules: every incarnation keeps a log of its own; every exit is recorded with whe
 processes started here get signals.
 """
 
-import re
 import signal
 import threading
 import time
@@ -120,20 +119,13 @@ class Fleet:
     @staticmethod
     def _assigned(member: "_Member") -> bool:
         try:
-            page = member.process.get("/metrics")[1]
+            return member.process.metric("reconstream_assigned_partitions") > 0
         except OSError:
             return False
-        found = re.search(r"^reconstream_assigned_partitions (\S+)$", page, re.MULTILINE)
-        return found is not None and float(found[1]) > 0
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples over all workers that answer."""
-        total = 0.0
-        for member in self._members:
-            if member.url is not None:
-                found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", member.process.get("/metrics")[1], re.MULTILINE)
-                total += sum(map(float, found))
-        return total
+        return sum(member.process.metric(name) for member in self._members if member.url is not None)
 
     def resident_bytes(self) -> list[int]:
         """The resident memory of each worker."""

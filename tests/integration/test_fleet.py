@@ -1,6 +1,5 @@
 """Several workers of one group, and several partitions of one worker."""
 
-import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -88,8 +87,7 @@ def test_from_one_worker_to_three_and_back_under_load(
 
 
 def assigned(worker: WorkerProcess) -> float:
-    found = re.search(r"^reconstream_assigned_partitions (\S+)$", worker.get("/metrics")[1], re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    return worker.metric("reconstream_assigned_partitions")
 
 
 def wait_assigned(worker: WorkerProcess, partitions: int) -> None:

@@ -57,6 +57,11 @@ class WorkerProcess:
             with error:
                 return error.code, error.read().decode()
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples on the worker's page; 0.0 where it has none yet."""
+        samples = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        return sum(map(float, samples))
+
     def wait_ready(self) -> None:
         pause = threading.Event()
         for _ in range(READY_S * 10):

@@ -115,6 +115,7 @@ def test_a_link_for_a_file_is_refused(folder: Path, name: str) -> None:
     assert f"{name} is a link" in refusal(folder)
 
 
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_unopened(folder: Path, make: Callable[[Path], None]) -> None:
     (folder / "report.html").unlink()

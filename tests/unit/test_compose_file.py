@@ -247,7 +247,7 @@ def test_the_health_check_says_whether_the_worker_is_ready(status: int, expected
     with HTTPServer(("127.0.0.1", 0), Worker) as server:
         thread = Thread(target=server.handle_request)
         thread.start()
-        done = health_check(server.server_port)
+        done = health_check(server.server_port, "-c", PATIENT, str(DOCKER))
         thread.join()
     assert done.returncode == expected
     assert asked == ["/readyz"]
@@ -264,14 +264,14 @@ def test_the_health_check_fails_where_nothing_answers() -> None:
     assert f"no answer on port {port}" in done.stdout
 
 
-def health_check(port: int) -> "subprocess.CompletedProcess[str]":
+# Its own time limit is for a worker that answers late; here the machine may be busy.
+PATIENT = "import sys; sys.path.insert(0, sys.argv[1]); import healthcheck as h; h.TIMEOUT_S = 60; sys.exit(h.main())"
+
+
+def health_check(port: int, *program: str) -> "subprocess.CompletedProcess[str]":
     # A proxy that is not there: asking it would fail.
     environment = {"RECONSTREAM_HTTP_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
-    # As Docker runs it, but for its time limit: this machine may be busy.
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import healthcheck as h; h.TIMEOUT_S = 60; sys.exit(h.main())"
-    )
-    command = [sys.executable, "-IBS", "-c", program, str(DOCKER)]
+    command = [sys.executable, "-IBS", *(program or (str(DOCKER / "healthcheck.py"),))]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 

@@ -3,8 +3,8 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -87,25 +87,36 @@ class NoLetters(MemoryPublisher):
         return super().send(records)
 
 
-def test_verdicts_that_get_through_do_not_stop_the_clock_of_the_letters(broker: MemoryBroker) -> None:
-    broker.append(OutRecord(IN, 0, None, b"junk", []))
+@contextmanager
+def flow(broker: MemoryBroker) -> Iterator[threading.Thread]:
+    """An image every now and then on the second partition, for much longer than a test takes."""
     ended = threading.Event()
 
-    def stream() -> None:
+    def feed_on() -> None:
         for _ in range(400):
             broker.append(OutRecord(IN, 1, None, image(1), []), timestamp=1)
             if ended.wait(0.02):
                 return
 
-    feeder = threading.Thread(target=stream)
-    with start(broker, MemorySource(broker, IN, 1), NoLetters(broker), refusal_timeout_s=0.5) as worker:
-        feeder.start()
+    feeder = threading.Thread(target=feed_on)
+    feeder.start()
+    try:
+        yield feeder
+    finally:
+        ended.set()
+        feeder.join()
+
+
+def test_verdicts_that_get_through_do_not_stop_the_clock_of_the_letters(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, None, b"junk", []))
+    publisher = NoLetters(broker)
+    with (
+        start(broker, MemorySource(broker, IN, 1), publisher, refusal_timeout_s=0.5) as worker,
+        flow(broker) as feeder,
+    ):
         with pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"):
             worker.join()
-    fed_to_the_end = not feeder.is_alive()
-    ended.set()
-    feeder.join()
-    assert not fed_to_the_end
+        assert feeder.is_alive(), "it ended only after the verdicts had"
     assert P0 not in broker.committed
 
 
@@ -120,21 +131,14 @@ class OnlyOnePartition(MemoryPublisher):
 
 def test_a_refusal_of_some_records_lasts_while_others_are_answered(broker: MemoryBroker) -> None:
     broker.append(OutRecord(IN, 0, None, image(1), []), timestamp=1)
-    ended = threading.Event()
-
-    def stream() -> None:
-        for _ in range(400):
-            broker.append(OutRecord(IN, 1, None, image(1), []), timestamp=1)
-            if ended.wait(0.02):
-                return
-
-    feeder = threading.Thread(target=stream)
-    with start(broker, MemorySource(broker, IN, 1), OnlyOnePartition(broker), refusal_timeout_s=0.5) as worker:
-        feeder.start()
+    publisher = OnlyOnePartition(broker)
+    with (
+        start(broker, MemorySource(broker, IN, 1), publisher, refusal_timeout_s=0.5) as worker,
+        flow(broker) as feeder,
+    ):
         with pytest.raises(KafkaRefused, match="no such partition"):
             worker.join()
-    ended.set()
-    feeder.join()
+        assert feeder.is_alive(), "it ended only after the verdicts had"
     assert P0 not in broker.committed
 
 
