@@ -120,9 +120,11 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
         if row.upfront:
             load.start()
             load.finish()
-        if steps or not row.upfront:
+        if row.upfront:
             fleet.wait_ready()
-        if not row.upfront:
+        else:
+            # Each join is a rebalance, in which at_least_once may repeat: none of them may be taken for a fault's.
+            fleet.wait_whole(PARTITIONS)
             load.start()
         burst = (total - half) // max(1, len(steps))
         stage = Stage(cluster, proxy, fleet, load, reader, shelf, (INPUT, OUTPUT, LETTERS), GROUP, burst)

@@ -116,12 +116,27 @@ class Fleet:
                 raise FleetError(f"worker {number} got no partition within {timeout_s:.0f} s")
             self._stopping.wait(LOOK_S)
 
+    def wait_whole(self, partitions: int, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until the group has come to rest: each worker holds some partitions, together all of them.
+
+        Raises FleetError when it does not.
+        """
+        self.wait_ready(timeout_s=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            held = [self._assigned(member) for member in self._members]
+            if all(held) and sum(held) == partitions:
+                return
+            if time.monotonic() > deadline:
+                raise FleetError(f"the workers hold {held} of {partitions} partitions after {timeout_s:.0f} s")
+            self._stopping.wait(LOOK_S)
+
     @staticmethod
-    def _assigned(member: "_Member") -> bool:
+    def _assigned(member: "_Member") -> int:
         try:
-            return member.process.metric("reconstream_assigned_partitions") > 0
+            return int(member.process.metric("reconstream_assigned_partitions"))
         except OSError:
-            return False
+            return 0
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples over all workers that answer."""
