@@ -29,6 +29,8 @@ JOIN_TIMEOUT_S = 30.0
 _NOTICED = re.compile("were revoked|read again")
 # A slow model's worker may hold its bytes in flight, one fetch of 32 MB, the next one, and what Python adds.
 SLOW_GROWTH_BYTES = 192 * MIB
+# A slow model's batch takes at least so large a part of the time for which it is watched: 37 s of 150 s.
+SLOW_SHARE = 4
 
 
 @dataclass
@@ -230,11 +232,15 @@ def swap_damaged(stage: Stage, step: Step) -> None:
 def endure(stage: Stage, step: Step) -> None:
     """Watch a slow model: no rebalance, memory within bounds; then serve the quick bundle."""
     rebalances, memory = stage.fleet.metric(REBALANCES), max(stage.fleet.resident_bytes())
+    batches, spent = _inferences(stage.fleet)
     until = time.monotonic() + step.seconds
     highest = memory
     while time.monotonic() < until:
         pause(1.0)
         highest = max(highest, *stage.fleet.resident_bytes())
+    batches_now, spent_now = _inferences(stage.fleet)
+    if batches_now == batches or (spent_now - spent) / (batches_now - batches) < step.seconds / SLOW_SHARE:
+        stage.problems.append(f"{batches_now - batches:.0f} batches took {spent_now - spent:.0f} s: that is not slow")
     if stage.fleet.metric(REBALANCES) != rebalances:
         stage.problems.append("the group rebalanced while the model was slow")
     if highest - memory > SLOW_GROWTH_BYTES:
@@ -242,6 +248,11 @@ def endure(stage: Stage, step: Step) -> None:
     stage.shelf.switch(0)
     for number in range(len(stage.fleet)):
         stage.fleet.terminate(number)
+
+
+def _inferences(fleet: Fleet) -> tuple[float, float]:
+    """How many batches the workers have scored, and the seconds that they took."""
+    return fleet.metric(f"{INFERENCE}_count"), fleet.metric(f"{INFERENCE}_sum")
 
 
 def work_off(stage: Stage, step: Step) -> None:
@@ -256,6 +267,7 @@ def work_off(stage: Stage, step: Step) -> None:
         stage.problems.append(f"memory grew by {(highest - lowest) / MIB:.0f} MiB over a backlog")
 
 
+INFERENCE = "reconstream_inference_duration_seconds"
 REBALANCES = "reconstream_rebalances_total"
 REFUSED = "is refused"
 

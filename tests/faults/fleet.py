@@ -18,7 +18,8 @@ from tests.support.processes import WorkerProcess
 RESTART_DELAY_S = 0.5
 LOOK_S = 0.1
 STOP_TIMEOUT_S = 60
-READY_TIMEOUT_S = 180.0
+# The slowest start is that of slow_model: three batches of a minute before a worker is ready.
+READY_TIMEOUT_S = 420.0
 
 
 class FleetError(Exception):
