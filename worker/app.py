@@ -148,7 +148,7 @@ def run(settings: RunSettings) -> ExitCode:
 def _run(
     settings: RunSettings, stop: SignalRequest, reload: SignalRequest, resources: ExitStack
 ) -> tuple[ExitCode, bool]:
-    """The exit code, and whether the scoring thread has ended."""
+    """The exit code, and whether the threads that run the model's native code have ended."""
     clock = SystemClock()
     bundle = read_bundle(settings.bundle)
     registry = CollectorRegistry()
@@ -240,7 +240,8 @@ def _run(
     reload.goes_to(reloader.request)
     outcome = pipeline.run()
     readiness.waiting_for("nothing: the worker is stopping")
-    return outcome, scoring.stop(SCORING_END_S)
+    idle = [reloader.stop(), scoring.stop(SCORING_END_S)]
+    return outcome, all(idle)
 
 
 def _delivery(

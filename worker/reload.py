@@ -103,12 +103,13 @@ class Reloader:
         """Look at once, and try again what was refused. Safe in a signal handler."""
         self._wake.put(None)
 
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End after the step in work, and wait up to `timeout_s` seconds for it."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """End after the step in work, and wait up to `timeout_s` seconds for it: whether the thread has ended."""
         self._stopping.set()
         self._wake.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
