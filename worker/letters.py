@@ -1,10 +1,10 @@
 """Dead letters as the pipeline sends them: made whole where their topic takes them, counted, never skipped."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from worker.core.dead_letters import dead_letter
+from worker.core.dead_letters import dead_letter, source_of
 from worker.core.errors import TooManyDeadLetters
 from worker.core.offsets import Part
 from worker.core.records import OutRecord, TopicPartition
@@ -73,13 +73,13 @@ class DeadLetters:
             letters.append(whole if takes else letter(with_value=False))
         return letters
 
-    def refused(self, parts: Sequence[Part]) -> None:
-        """Kafka refused a batch for a record's size: from now on these letters go without their values.
+    def refused(self, record: OutRecord) -> None:
+        """Kafka refused a record for its size: if it was a letter, from now on that one goes without its value.
 
-        Otherwise they would be read, refused and read again for ever.
+        Otherwise it would be read, refused and read again for ever.
         """
-        for part in parts:
-            self._refused.update((part.lease.partition, record.offset) for record in part.records)
+        if record.topic == self.topic:
+            self._refused.add(source_of(record))
 
     def committed(self, positions: Mapping[TopicPartition, int]) -> None:
         """Forget refusals that lie behind the committed positions."""

@@ -193,7 +193,7 @@ class Pipeline:
         try:
             batches = self._ledger.settle()
         except RecordRefused as refusal:
-            self._letters.refused(self._ledger.oldest_published or ())
+            self._letters.refused(refusal.record)
             raise DeliveryFailed("size", f"Kafka refuses a record for its size: {refusal}") from refusal
         if batches:
             now = self._clock.monotonic()

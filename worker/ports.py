@@ -89,11 +89,11 @@ class Ticket(Protocol):
 
 
 class RecordRefused(Exception):  # noqa: N818 - it names Kafka's answer
-    """Kafka does not take this record because of its size; `index` is its place among those sent together."""
+    """Kafka does not take `record` because of its size."""
 
-    def __init__(self, index: int, message: str) -> None:
+    def __init__(self, record: OutRecord, message: str) -> None:
         super().__init__(message)
-        self.index = index
+        self.record = record
 
 
 class Publisher(Protocol):
@@ -106,8 +106,9 @@ class Publisher(Protocol):
     def send(self, records: Sequence[OutRecord]) -> Ticket:
         """Send without waiting. Records of a partition keep their order.
 
+        Of a record that is larger than the client's own limit the ticket tells; those before it were sent.
+
         Raises:
-            RecordRefused: a record is larger than the limit; those before it were sent.
             DeliveryFailed: Kafka takes nothing now.
         """
         ...

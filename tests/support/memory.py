@@ -182,9 +182,9 @@ class MemoryPublisher:
     def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
         if self.failures:
             return MemoryTicket(self.failures.popleft())
-        for index, record in enumerate(records):
+        for record in records:
             if self.refuse_above is not None and len(record.value or b"") >= self.refuse_above:
-                return MemoryTicket(RecordRefused(index, "the test's limit"))
+                return MemoryTicket(RecordRefused(record, "the test's limit"))
             self._broker.append(record)
         ticket = MemoryTicket()
         if self.hold:
@@ -221,9 +221,9 @@ class MemoryTransactions(MemoryPublisher):
     def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
         if self.failures:
             return MemoryTicket(self.failures.popleft())
-        for index, record in enumerate(records):
+        for record in records:
             if self.refuse_above is not None and len(record.value or b"") >= self.refuse_above:
-                return MemoryTicket(RecordRefused(index, "the test's limit"))
+                return MemoryTicket(RecordRefused(record, "the test's limit"))
         self._staged += records
         ticket = MemoryTicket()
         self._held.append(ticket)

@@ -158,7 +158,7 @@ class Stopped(MemoryTransactions):
         if self.rebuilds:
             return super().send(records)
         if self._held:
-            self._held[0].error = RecordRefused(0, "the test's limit")
+            self._held[0].error = RecordRefused(OutRecord(OUT, 0, None, b"", []), "the test's limit")
             raise DeliveryFailed("publish", "cannot send in this state")
         self._held.append(MemoryTicket())
         return self._held[0]

@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import InvalidRecordError, KafkaTimeoutError, TopicAuthorizationFailedError
+from kafka.errors import (
+    InvalidRecordError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+)
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from worker.adapters.kafka_tickets import KafkaTicket
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
+from worker.ports import RecordRefused
 
 VERDICTS, LETTERS = "verdicts", "letters"
 REFUSED = InvalidRecordError("no key")
@@ -84,3 +90,16 @@ def test_a_refusal_without_a_record_of_its_own_is_one_all_the_same() -> None:
     with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
         ticket.settled()
     assert (caught.value.step, caught.value.topic) == ("refused", LETTERS)
+
+
+def test_a_later_tickets_record_that_is_too_large_is_named() -> None:
+    line = Line()
+    first, (before,) = line.send(VERDICTS)
+    _, (verdict, letter) = line.send(VERDICTS, LETTERS)
+    too_large = MessageSizeTooLargeError()
+    fail(letter, too_large)
+    for batch in (before, verdict):
+        batch.abort(too_large)
+    with pytest.raises(RecordRefused) as caught:
+        first.settled()
+    assert caught.value.record.topic == LETTERS

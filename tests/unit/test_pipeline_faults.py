@@ -14,6 +14,7 @@ from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, Me
 from tests.support.pipelines import Running, running
 from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable, TooManyDeadLetters
 from worker.core.records import OutRecord, TopicPartition, header
+from worker.ports import RecordRefused
 
 IN, OUT, LETTERS = "images", "verdicts", "letters"
 P0, P1 = TopicPartition(IN, 0), TopicPartition(IN, 1)
@@ -291,3 +292,44 @@ def test_a_null_header_does_not_stop_the_dead_letter(broker: MemoryBroker) -> No
     assert ("nothing", b"") in letter.headers
     assert header(letter.headers, "reconstream-null-header") == b"nothing"
     assert json.loads(broker.topic(OUT)[0].value or b"")["status"] == "unreadable"
+
+
+def letters_of(broker: MemoryBroker) -> dict[int, set[tuple[bytes | None, bytes | None]]]:
+    """By source offset: values of the letters, and whether they say that a value was left out."""
+    found: dict[int, set[tuple[bytes | None, bytes | None]]] = {}
+    for letter in broker.topic(LETTERS):
+        offset = int(header(letter.headers, "reconstream-source-offset") or b"-1")
+        found.setdefault(offset, set()).add((letter.value, header(letter.headers, "reconstream-value")))
+    return found
+
+
+def test_only_the_letter_that_is_too_large_goes_without_its_value(broker: MemoryBroker) -> None:
+    large = b"J" * 5000
+    for value in (b"junk", large, b"more junk"):
+        broker.append(OutRecord(IN, 0, b"k", value, []))
+    publisher = MemoryPublisher(broker)
+    publisher.refuse_above = len(large)
+    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+        wait_committed(broker, 3)
+        assert worker.stop() is ExitCode.STOPPED
+    letters = letters_of(broker)
+    assert letters[0] == {(b"junk", None)}
+    assert {said for _, said in letters[1]} == {b"omitted"}
+    assert letters[2] == {(b"more junk", None)}
+
+
+class SmallOutput(MemoryPublisher):
+    """The output topic is too small for a verdict, until the publisher was made anew."""
+
+    def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
+        if not self.rebuilds:
+            return MemoryTicket(RecordRefused(records[0], "max.message.bytes"))
+        return super().send(records)
+
+
+def test_a_verdict_that_is_too_large_takes_no_letters_value(broker: MemoryBroker) -> None:
+    broker.append(OutRecord(IN, 0, None, b"junk", []))
+    with start(broker, MemorySource(broker, IN, 16), SmallOutput(broker)) as worker:
+        wait_committed(broker, 1)
+        assert worker.stop() is ExitCode.STOPPED
+    assert letters_of(broker) == {0: {(b"junk", None)}}

@@ -12,9 +12,17 @@ from typing import Any
 
 import lz4.frame
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
-from worker.adapters.kafka_tickets import MAX_BLOCK_MS, KafkaTicket, alone_at_fault, failure_of, gone, is_missing
+from worker.adapters.kafka_tickets import (
+    MAX_BLOCK_MS,
+    TOO_LARGE,
+    KafkaTicket,
+    alone_at_fault,
+    failure_of,
+    gone,
+    is_missing,
+)
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
 from worker.ports import RecordRefused
@@ -77,13 +85,13 @@ class KafkaPublisher:
                 if future.exception is not None:
                     raise future.exception
                 futures.append(future)
-        except MessageSizeTooLargeError as error:
-            futures.append(RecordRefused(len(futures), str(error)))
+        except TOO_LARGE as error:
+            futures.append(RecordRefused(records[len(futures)], str(error)))
         except KafkaError as error:
-            topic = records[len(futures)].topic
-            if isinstance(error, KafkaTimeoutError) and is_missing(producer, topic):
-                raise gone(topic) from error
-            raise failure_of(error, len(futures), topic, alone=alone_at_fault(records, futures, topic)) from error
+            record = records[len(futures)]
+            if isinstance(error, KafkaTimeoutError) and is_missing(producer, record.topic):
+                raise gone(record.topic) from error
+            raise failure_of(error, record, alone=alone_at_fault(records, futures, record.topic)) from error
         except ValueError as error:
             # The client's word for a partition that its metadata does not have; the rebuild brings a fresh one.
             topic, partition = records[len(futures)][:2]
@@ -107,7 +115,7 @@ class KafkaPublisher:
             try:
                 self._producer = self._connect()
             except KafkaError as error:
-                raise failure_of(error, 0, None) from error
+                raise failure_of(error, None) from error
         return self._producer
 
     def _connect(self, **more: object) -> KafkaProducer:

@@ -75,7 +75,7 @@ class KafkaTicket:
         while futures:
             future = futures[-1]
             if isinstance(future, RecordRefused):
-                raise future
+                raise self._cause(future) from future
             if not future.is_done:
                 self._look_for_topic(self._records[len(futures) - 1].topic)
                 return False
@@ -90,10 +90,11 @@ class KafkaTicket:
         for ticket in (self, *self._under_way):
             index = _first_refused(ticket._futures)
             if index is not None:
-                cause, topic = ticket._futures[index].exception, ticket._records[index].topic
-                return failure_of(cause, index, topic, alone=alone_at_fault(ticket._records, ticket._futures, topic))
+                cause, record = ticket._futures[index].exception, ticket._records[index]
+                alone = alone_at_fault(ticket._records, ticket._futures, record.topic)
+                return failure_of(cause, record, alone=alone)
         # No record's own failure: a transaction's partitions, for example, are refused as a whole.
-        return failure_of(error, 0, None)
+        return error if isinstance(error, RecordRefused) else failure_of(error, None)
 
     def _look_for_topic(self, topic: str) -> None:
         """The client sends to a topic that was deleted until its delivery times out: say so before."""
@@ -145,11 +146,21 @@ def alone_at_fault(records: Sequence[OutRecord], futures: Sequence[Any], topic: 
 
 
 def failure_of(
-    error: BaseException, index: int, topic: str | None, *, step: str = "publish", alone: bool = False
+    error: BaseException, record: OutRecord | None, *, step: str = "publish", alone: bool = False
 ) -> Exception:
-    """What a client's error means to the pipeline. alone: nothing but this topic fails."""
+    """What a client's error means to the pipeline.
+
+    Args:
+        error: the client's.
+        record: that failed, where it is known.
+        step: at which, where nothing better is known.
+        alone: nothing but this record's topic fails.
+    """
+    topic = None if record is None else record.topic
     if isinstance(error, TOO_LARGE):
-        return RecordRefused(index, f"max.message.bytes of '{topic}' is too small for it: {error}")
+        if record is None:
+            return DeliveryFailed("size", f"Kafka refuses a record for its size: {error}")
+        return RecordRefused(record, f"max.message.bytes of '{topic}' is too small for it: {error}")
     if isinstance(error, _FENCED):
         return DeliveryFailed("fenced", f"somebody else has taken over: {error!r}")
     if isinstance(error, _REFUSED):

@@ -64,7 +64,7 @@ class KafkaTransactions(KafkaPublisher):
             try:
                 producer.begin_transaction()
             except KafkaError as error:
-                raise failure_of(error, 0, None) from error
+                raise failure_of(error, None) from error
             self._open = True
         self._touched.update((record.topic, record.partition) for record in records)
         return super().send(records)
@@ -80,7 +80,7 @@ class KafkaTransactions(KafkaPublisher):
                 if time.monotonic() >= deadline:
                     raise DeliveryFailed("publish", "answers were not acknowledged in time") from None
             except KafkaError as error:
-                raise failure_of(error, 0, None) from error
+                raise failure_of(error, None) from error
             else:
                 return
 
@@ -143,7 +143,7 @@ class KafkaTransactions(KafkaPublisher):
         except (KafkaError, ValueError, DeliveryFailed) as error:  # ValueError: a partition that is gone
             if producer is not None:
                 give_up(producer)
-            raise error if isinstance(error, DeliveryFailed) else failure_of(error, 0, None) from error
+            raise error if isinstance(error, DeliveryFailed) else failure_of(error, None) from error
         return producer
 
     def _seal(self, producer: KafkaProducer) -> None:
@@ -154,9 +154,13 @@ class KafkaTransactions(KafkaPublisher):
         and the next commit of this producer would commit them, and positions with them. So a record is sent to each
         of these partitions, which shows that its leader is there, and aborted together with what lies before it.
         """
+        # Before the transaction begins: it lives for seconds, and to wait for one topic that is gone takes as long.
+        missing = {topic for topic in {topic for topic, _ in self._touched} if _lacks(producer, topic)}
         producer.begin_transaction()
         records = [
-            OutRecord(topic, partition, None, b"", [SEAL_HEADER]) for topic, partition in sorted(self._touched)
+            OutRecord(topic, partition, None, b"", [SEAL_HEADER])
+            for topic, partition in sorted(self._touched)
+            if topic not in missing
         ]
         sealed: list[OutRecord] = []
         futures: list[Any] = []
@@ -168,8 +172,6 @@ class KafkaTransactions(KafkaPublisher):
             except ValueError:
                 continue  # the partition is gone, and with it whatever was open there
             except KafkaError as error:
-                if isinstance(error, KafkaTimeoutError) and is_missing(producer, record.topic):
-                    continue  # the topic is
                 consequence = error
                 break
             sealed.append(record)
@@ -187,7 +189,7 @@ class KafkaTransactions(KafkaPublisher):
                     ) from error
                 elif not (isinstance(error, KafkaTimeoutError) and is_missing(producer, record.topic)):
                     alone = alone_at_fault(sealed, futures, record.topic)
-                    raise failure_of(error, 0, record.topic, alone=alone) from error
+                    raise failure_of(error, record, alone=alone) from error
         if consequence is not None:
             raise consequence
         if self._offered is not None:
@@ -200,6 +202,21 @@ class KafkaTransactions(KafkaPublisher):
         producer._transaction_manager._pending_txn_offset_commits.clear()
         self._touched.clear()
         self._offered = None
+
+
+def _lacks(producer: KafkaProducer, topic: str) -> bool:
+    """Whether Kafka knows no such topic.
+
+    Raises:
+        KafkaError: Kafka does not say, or not to us.
+    """
+    try:
+        producer.partitions_for(topic)
+    except KafkaTimeoutError:
+        if is_missing(producer, topic):
+            return True
+        raise
+    return False
 
 
 def _bounded(
@@ -216,4 +233,4 @@ def _bounded(
         if not result.wait(timeout_ms):
             raise DeliveryFailed("commit", f"{step}: no answer within {timeout_ms} ms")
     except KafkaError as error:
-        raise failure_of(error, 0, None, step="commit") from error
+        raise failure_of(error, None, step="commit") from error
