@@ -155,20 +155,31 @@ def _run(
     ProcessCollector(registry=registry)
     telemetry = PrometheusTelemetry(registry, clock)
     readiness = Readiness()
-    io_progress, scoring_progress = (Progress(name, clock.monotonic()) for name in ("I/O", "scoring"))
-    watchdog = Watchdog([io_progress, scoring_progress], settings.stall_timeout_s, clock)
+    # The start has a progress of its own: the threads that come later are not there yet, and it may hang as they may.
+    starting, io_progress, scoring_progress = (
+        Progress(name, clock.monotonic()) for name in ("starting", "I/O", "scoring")
+    )
+    watchdog = Watchdog([starting], settings.stall_timeout_s, clock)
+
+    def step() -> None:
+        starting.done(clock.monotonic())
+
     http = HttpServer(settings.http_host, settings.http_port, registry, watchdog.stalled, readiness.missing)
     resources.callback(http.close)
     resources.callback(watchdog.stop)  # after everything that closes later, and may hang
     telemetry.watch(missing=readiness.missing, progress_age_s=watchdog.age_s, memory_limit_bytes=memory_limit_bytes)
+    watchdog.start()
     log.info("serving %s/metrics, /livez and /readyz", http.url)
 
     readiness.waiting_for("Kafka's topics")
     log.info("asking Kafka at %s for the topics", settings.kafka.bootstrap_servers)
     limits = _check_topics(settings)
+    step()
     readiness.waiting_for("the model")
     _prepare_backend(bundle)
-    model = _load(bundle, settings, telemetry)
+    step()
+    model = _load(bundle, settings, telemetry, step)
+    step()
     announce(bundle, telemetry)
 
     readiness.waiting_for("the consumer group")
@@ -183,6 +194,7 @@ def _run(
         max_message_bytes=settings.max_message_bytes,
     )
     resources.callback(source.close)
+    step()
     publisher, guarantee = _delivery(settings, source, limits)
     resources.callback(publisher.close)
     answerer = Answerer(
@@ -192,6 +204,7 @@ def _run(
         carry_headers=settings.carried_headers,
         clock=clock,
         telemetry=telemetry,
+        progress=scoring_progress,
         max_age_ms=settings.max_age_ms,
     )
     batcher = Batcher(settings.max_batch_size, settings.max_batch_delay_ms / 1000)
@@ -225,7 +238,7 @@ def _run(
     readiness.decided_by(
         source.missing, lambda: ["recovering: reading the committed positions"] if pipeline.recovering else []
     )
-    watchdog.start()
+    watchdog.watch([io_progress, scoring_progress])
     reloader = Reloader(
         settings.bundle,
         bundle,
@@ -291,8 +304,16 @@ def _prepare_backend(bundle: Bundle) -> None:
     gc.freeze()
 
 
-def _load(bundle: Bundle, settings: RunSettings, telemetry: PrometheusTelemetry) -> Model:
-    """Load, verify and warm up the bundle's model. Any thread may, while another model scores."""
+def _load(
+    bundle: Bundle,
+    settings: RunSettings,
+    telemetry: PrometheusTelemetry,
+    step: Callable[[], None] = lambda: None,
+) -> Model:
+    """Load, verify and warm up the bundle's model; `step` is called after each part that may take long.
+
+    Any thread may, while another model scores.
+    """
     from worker.adapters import keras_scorer  # noqa: PLC0415 - imports Keras: seconds, and only after the checks
 
     try:
@@ -300,7 +321,8 @@ def _load(bundle: Bundle, settings: RunSettings, telemetry: PrometheusTelemetry)
     except ValueError as error:
         raise ConfigurationError(f"the bundle's images do not fit the settings: {error}") from error
     scorer = keras_scorer.KerasScorer.load(bundle, settings.max_batch_size)
-    scorer.warm_up()
+    step()
+    scorer.warm_up(step)
     kind, name = scorer.device
     telemetry.set_device(kind, name)
     log.info("loaded %s on %s (%s); threshold %s", bundle.folder.name, kind, name, bundle.threshold)

@@ -85,6 +85,8 @@ class Answerer:
         output_topic: where verdicts go.
         stream_of: names the stream (camera, line) of a record.
         carry_headers: names of input headers that the verdict repeats, with the key, up to MAX_CARRIED_BYTES.
+        progress: of the thread that calls answer(): each decoded image and each call of the model is some, or a
+            batch of large images, or one that the model refuses again and again, would pass for a hung thread.
         max_age_ms: records older than this when their batch is answered are answered `expired`; None = none is.
             Without a timestamp a record never expires, nor does one that stands for records which Kafka could not
             read: those are a loss that a dead letter reports.
@@ -99,6 +101,7 @@ class Answerer:
         carry_headers: Collection[str],
         clock: Clock,
         telemetry: Telemetry,
+        progress: Progress,
         max_age_ms: int | None = None,
     ) -> None:
         self._output_topic = output_topic
@@ -106,6 +109,7 @@ class Answerer:
         self._carry = frozenset(carry_headers)
         self._clock = clock
         self._telemetry = telemetry
+        self._progress = progress
         self._max_age_ms = max_age_ms
         self._encode = msgspec.json.Encoder().encode
         self.use(model)
@@ -145,6 +149,8 @@ class Answerer:
                 except Unreadable as rejection:
                     rejections[index] = rejection
                     continue
+                finally:
+                    self._advance()
                 readable.append(index)
                 if json_id is not None:
                     json_ids[index] = json_id
@@ -159,6 +165,14 @@ class Answerer:
             inference_s=scored - decoded,
         )
         return Answers(batch.parts, verdicts, rejections, self._model.judge.model.version, batch.taken)
+
+    def _advance(self) -> None:
+        self._progress.done(self._clock.monotonic())
+
+    def _golden_check(self) -> None:
+        self._advance()
+        self._model.golden_check()
+        self._advance()
 
     def _decode(self, record: SourceRecord, unreadable_until: int | None, out: NDArray[np.uint8]) -> str | None:
         if unreadable_until is not None:
@@ -187,14 +201,15 @@ class Answerer:
         try:
             scores, errors = self._model.scorer.score(images, count)
         except Exception as error:  # noqa: BLE001 - a model raises whatever its backend raises
-            self._model.golden_check()
+            self._golden_check()
             scores, errors = np.empty(count, np.float32), np.empty(count, np.float32)
             scratch = np.zeros_like(images)
             self._bisect(images, range(count), scratch, scores, errors, refused, error)
+        self._advance()
         finite = np.isfinite(scores) & np.isfinite(errors)
         suspects = [slot for slot in np.flatnonzero(~finite).tolist() if slot not in refused]
         if suspects:
-            self._model.golden_check()
+            self._golden_check()
             for slot in suspects:
                 refused[slot] = Unreadable(
                     Reason.NON_FINITE_SCORE,
@@ -226,6 +241,7 @@ class Answerer:
             return
         middle = len(slots) // 2
         for half in (slots[:middle], slots[middle:]):
+            self._advance()
             scratch[: len(half)] = images[half.start : half.stop]
             try:
                 part = self._model.scorer.score(scratch, len(half))

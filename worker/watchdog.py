@@ -60,10 +60,15 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch. Until then nothing is expected of the threads."""
-        now = self._clock.monotonic()
-        for progress in self._watched:
-            progress.done(now)
+        self.watch(self._watched)
         self._thread.start()
+
+    def watch(self, watched: Sequence[Progress]) -> None:
+        """Watch these threads from now on, and no others."""
+        now = self._clock.monotonic()
+        for progress in watched:
+            progress.done(now)
+        self._watched = watched
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -77,9 +82,11 @@ class Watchdog:
         if stalled is not None:
             # On a thread of its own: if nobody reads the log any more, that is where all threads hang.
             report = threading.Thread(target=self._report, args=(stalled,), name="watchdog's report", daemon=True)
-            report.start()
-            report.join(REPORT_LIMIT_S)
-            self._end(ExitCode.STALLED)
+            try:
+                report.start()
+                report.join(REPORT_LIMIT_S)
+            finally:  # also where no thread can be started any more
+                self._end(ExitCode.STALLED)
 
     def _report(self, stalled: str) -> None:
         log.critical(

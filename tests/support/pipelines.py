@@ -90,6 +90,8 @@ def running(
         return f"partition-{record.partition}"
 
     model = Model(scorer, Judge(MODEL, THRESHOLD, CALIBRATION), SPEC, golden_check)
+    now = clock.monotonic()
+    progress = Progress("scoring", now)
     answerer = Answerer(
         model,
         output_topic=output_topic,
@@ -97,9 +99,9 @@ def running(
         carry_headers=("traceparent",),
         clock=clock,
         telemetry=telemetry,
+        progress=progress,
     )
-    now = clock.monotonic()
-    scoring = ScoringThread(answerer, Batcher(scorer.batch_capacity, 0.005), clock, Progress("scoring", now))
+    scoring = ScoringThread(answerer, Batcher(scorer.batch_capacity, 0.005), clock, progress)
     pipeline = Pipeline(
         source=source,
         publisher=publisher,

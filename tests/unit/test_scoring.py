@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import worker.scoring
 from tests.support.memory import PixelScorer, SilentTelemetry
 from worker.adapters.system_clock import SystemClock
 from worker.core.batching import Batch, Batcher, Chunk
 from worker.core.errors import Reason
-from worker.core.images import ImageSpec
+from worker.core.images import ImageSpec, decode_into
 from worker.core.offsets import Lease, Part
 from worker.core.progress import Progress
 from worker.core.records import Headers, Record, TopicPartition
@@ -73,6 +74,7 @@ def answerer(first: Model, telemetry: SilentTelemetry | None = None, **more: Any
         carry_headers=(),
         clock=more.pop("clock", FixedClock()),
         telemetry=telemetry or SilentTelemetry(),
+        progress=more.pop("progress", None) or Progress("scoring", 0),
         **more,
     )
 
@@ -282,3 +284,38 @@ def test_telemetry_sees_no_image_where_none_was_judged() -> None:
     answerer(model(1), telemetry).answer(batch((records([255, 255]), None)))
     [(streams, errors, images)] = telemetry.judged
     assert (streams, len(errors), len(images)) == ([], 0, 0)
+
+
+def test_every_image_and_every_call_of_the_model_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is slow to decode, and refused again and again, must not pass for a hung thread."""
+    now, progress, ages = [0.0], Progress("scoring", 0), []
+
+    class Clock(FixedClock):
+        def monotonic(self) -> float:
+            return now[0]
+
+    def takes_long() -> None:
+        ages.append(progress.age(now[0]))
+        now[0] += 100
+
+    class Slow(ScaledScorer):
+        def score(self, images: NDArray[np.uint8], count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            takes_long()
+            return super().score(images, count)
+
+    decode = decode_into
+
+    def slow_decode(*arguments: Any) -> tuple[str | None, int | None]:
+        takes_long()
+        return decode(*arguments)
+
+    monkeypatch.setattr(worker.scoring, "decode_into", slow_decode)
+    judge = Judge(ModelName("scaled", "0" * 12), 1.0, CALIBRATION)
+    wanted = records([10, 255, 30, 40, 255, 60, 70, 80])
+    answers = answerer(Model(Slow(1), judge, SMALL, takes_long), clock=Clock(), progress=progress).answer(
+        Batch([Part(Lease(PARTITION), wanted, 0, len(wanted), None)], len(wanted), 0.0)
+    )
+    assert set(answers.rejections) == {1, 4}
+    assert len(ages) > len(wanted) + 5, "it was bisected"
+    assert set(ages) == {0.0}
+    assert progress.age(now[0]) == 0

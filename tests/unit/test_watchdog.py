@@ -237,3 +237,29 @@ def handling(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
+
+
+def test_what_is_watched_may_change_and_gets_its_full_time(clock: FakeClock, ended: list[int]) -> None:
+    starting, io = Progress("starting", clock.now), Progress("I/O", clock.now)
+    watchdog = Watchdog([starting], 60, clock, ended.append)
+    clock.advance(61)
+    assert "starting" in (watchdog.stalled() or "")
+    watchdog.watch([io])
+    assert watchdog.stalled() is None
+    clock.advance(61)
+    assert "I/O" in (watchdog.stalled() or "")
+
+
+def test_the_process_ends_where_no_thread_can_be_started(
+    clock: FakeClock, ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watchdog = Watchdog([Progress("I/O", clock.now)], 60, clock, ended.append)
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    clock.advance(61)
+    with pytest.raises(RuntimeError, match="can't start"):
+        watchdog.check()
+    assert ended == [ExitCode.STALLED]

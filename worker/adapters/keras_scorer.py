@@ -169,11 +169,16 @@ class KerasScorer:
         """Kind (`CPU`, `GPU`) and name of the device that scores."""
         return _device()
 
-    def warm_up(self) -> None:
-        """Trace and run every padded size once, so that the first real batch is as fast as the last."""
+    def warm_up(self, step: Callable[[], None] = lambda: None) -> None:
+        """Trace and run every padded size once, so that the first real batch is as fast as the last.
+
+        Args:
+            step: called after each.
+        """
         images = np.zeros((self._capacity, *self._shape), np.uint8)
         for size in self._sizes:
             self.score(images, size)
+            step()
 
     def score(self, images: NDArray[np.uint8], count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score the first `count` of `images`, uint8 (batch_capacity, H, W, C); see worker.ports.Scorer."""

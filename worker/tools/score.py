@@ -16,6 +16,7 @@ from worker.core.batching import Batch
 from worker.core.bundle import Bundle, read_bundle
 from worker.core.errors import ConfigurationError
 from worker.core.offsets import Lease, Part
+from worker.core.progress import Progress
 from worker.core.records import Record, TopicPartition
 from worker.core.verdicts import Judge
 from worker.scoring import Answerer, Model
@@ -90,6 +91,7 @@ def verdicts(model: Model, files: Sequence[Path]) -> Iterator[bytes]:
         carry_headers=(),
         clock=clock,
         telemetry=_Silence(),
+        progress=Progress("scoring", clock.monotonic()),
     )
     lease = Lease(TopicPartition(TOPIC, 0))
     for start in range(0, len(files), BATCH):
