@@ -83,10 +83,11 @@ def test_what_the_client_gives_up_with_a_refused_record_is_not_the_cause() -> No
         assert (caught.value.step, caught.value.topic) == ("publish", LETTERS)
 
 
-def test_a_refusal_without_a_record_of_its_own_is_one_all_the_same() -> None:
+@pytest.mark.parametrize("named", [{LETTERS}, LETTERS], ids=["by the transaction", "by a batch before"])
+def test_a_refusal_without_a_record_of_its_own_is_one_all_the_same(named: object) -> None:
     ticket, batches = Line().send(VERDICTS, LETTERS)
     for batch in batches:
-        batch.abort(TopicAuthorizationFailedError({LETTERS}))
+        batch.abort(TopicAuthorizationFailedError(named))
     with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
         ticket.settled()
     assert (caught.value.step, caught.value.topic) == ("refused", LETTERS)

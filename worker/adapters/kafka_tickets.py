@@ -18,6 +18,7 @@ from kafka.errors import (
     MessageSizeTooLargeError,
     ProducerFencedError,
     RecordListTooLargeError,
+    TopicAuthorizationFailedError,
     UnknownMemberIdError,
     UnknownTopicOrPartitionError,
 )
@@ -145,6 +146,17 @@ def alone_at_fault(records: Sequence[OutRecord], futures: Sequence[Any], topic: 
     )
 
 
+def _named(error: BaseException) -> str | None:
+    """The topic that an error names, which may be another than that of the record that it came with."""
+    named = error.args[0] if error.args else None
+    if isinstance(error, TopicAuthorizationFailedError) and isinstance(named, str):
+        return named  # of a batch that was refused, told by all that the client does afterwards
+    if isinstance(named, set) and len(named) == 1:
+        [topic] = named  # whose partitions a transaction may not have
+        return str(topic)
+    return None
+
+
 def failure_of(
     error: BaseException, record: OutRecord | None, *, step: str = "publish", alone: bool = False
 ) -> Exception:
@@ -164,9 +176,7 @@ def failure_of(
     if isinstance(error, _FENCED):
         return DeliveryFailed("fenced", f"somebody else has taken over: {error!r}")
     if isinstance(error, _REFUSED):
-        named = error.args[0] if error.args else None
-        if isinstance(named, set) and len(named) == 1:
-            [topic] = named  # whose partitions a transaction may not have
+        topic = _named(error) or topic
         where = f" to '{topic}'" if topic else ""
         return DeliveryFailed("refused", f"Kafka does not let us write{where}: {error!r}", topic)
     return DeliveryFailed(step, f"answers could not be delivered: {error!r}", topic if alone else None)
