@@ -183,14 +183,12 @@ def _run(
     announce(bundle, telemetry)
 
     readiness.waiting_for("the consumer group")
-    max_poll_records = max(1, min(MAX_POLL_RECORDS, settings.max_in_flight_records // MIN_IN_FLIGHT_POLLS))
     options = settings.kafka.client_options()
     source = KafkaSource(
         options,
         topic=settings.input_topic,
         group_id=settings.group_id,
         group_instance_id=settings.kafka.group_instance_id,
-        max_poll_records=max_poll_records,
         max_message_bytes=settings.max_message_bytes,
     )
     resources.callback(source.close)
@@ -225,9 +223,10 @@ def _run(
         clock=clock,
         telemetry=telemetry,
         limits=Limits(
-            max_poll_records=max_poll_records,
+            max_poll_records=max(1, min(MAX_POLL_RECORDS, settings.max_in_flight_records // MIN_IN_FLIGHT_POLLS)),
             max_in_flight_records=settings.max_in_flight_records,
             max_in_flight_bytes=settings.max_in_flight_bytes,
+            max_message_bytes=settings.max_message_bytes,
             commit_interval_s=settings.commit_interval_ms / 1000,
             drain_timeout_s=settings.drain_timeout_s,
             refusal_timeout_s=settings.refusal_timeout_s,

@@ -14,8 +14,8 @@ acknowledged by all in-sync replicas. Any doubt (DeliveryFailed) ends all leases
 reads again from the committed positions: nothing is lost; what was published and not committed repeats in
 at_least_once, and was never visible in exactly_once.
 
-Backpressure: when the next poll might exceed the bound in records, or the bytes in flight have reached
-theirs, fetching is paused and polling goes on, so that the group sees a living member.
+Backpressure: a poll brings no more than what the bounds in records and bytes leave room for; where that is
+nothing, and while a rewind is due, fetching is paused and polling goes on, so that the group sees a living member.
 """
 
 import logging
@@ -40,7 +40,9 @@ from worker.scoring import Answers, ScoringThread
 
 log = logging.getLogger(__name__)
 
-# A poll shorter than 20 ms can starve: with 1 to 5 ms a first fetch was seen to bring nothing for 6 s.
+# Between two looks at Kafka while images are being scored: longer, and what has come meanwhile waits; shorter, and
+# the looks take the processor from the model.
+TURN_S = 0.002
 SHORT_POLL_S = 0.02
 IDLE_POLL_S = 0.1
 STATE_INTERVAL_S = 1.0
@@ -55,8 +57,10 @@ class Limits:
 
     Attributes:
         max_poll_records: the most that one poll brings.
-        max_in_flight_records, max_in_flight_bytes: between poll and commit; the bytes may be exceeded by one
-            poll's.
+        max_in_flight_records, max_in_flight_bytes: between poll and commit. The bytes of a poll are not known
+            before: they are taken for as many as the largest record lately had, so images that grow all at once
+            may exceed the bound, by one poll's.
+        max_message_bytes: of a record, as far as is known before the first poll.
         commit_interval_s: the longest that an acknowledged position waits for its commit, and a transaction
             stays open.
         drain_timeout_s: how long a stop may take.
@@ -66,6 +70,7 @@ class Limits:
     max_poll_records: int
     max_in_flight_records: int
     max_in_flight_bytes: int
+    max_message_bytes: int
     commit_interval_s: float
     drain_timeout_s: float
     refusal_timeout_s: float
@@ -103,8 +108,8 @@ class Pipeline:
         self._aborting = False
         self._nap = threading.Event()  # never set: waiting for it is a bounded pause
         self._paused = False
+        self._largest = limits.max_message_bytes  # record, in bytes, of late
         self._at_scorer = 0  # records handed over and not yet answered
-        self._had_records = False
         self._published_at: deque[float] = deque()  # of each batch that the ledger has not settled, oldest first
         self._unsent: Sequence[Part] = ()  # what could not even be sent: the ledger does not know it
         self._unseen: list[Sequence[Part]] = []  # acknowledged, and invisible to readers until the commit
@@ -158,7 +163,9 @@ class Pipeline:
 
     def _collect(self) -> None:
         """Publish what the scoring thread has answered; wait a little if it is all that there is to do."""
-        wait = SHORT_POLL_S if self._at_scorer else 0.0
+        wait = 0.0
+        if self._at_scorer:
+            wait = SHORT_POLL_S if self._paused else TURN_S
         while (answers := self._scoring.get(wait)) is not None:
             wait = 0.0
             self._at_scorer -= answers.taken
@@ -235,6 +242,7 @@ class Pipeline:
 
     def _rewind(self) -> bool:
         """A new publisher, then seek to the committed positions. False: wait a little and try again."""
+        self._stay_member()
         if self._clock.monotonic() < self._retry_at:
             self._nap.wait(SHORT_POLL_S)
             return False
@@ -243,6 +251,7 @@ class Pipeline:
             self._failures.forget(LETTERS)  # Kafka as a whole does not answer
             self._pause_before_retry()
             return False
+        self._progress.done(self._clock.monotonic())  # that may have taken three quarters of a minute
         if not self._source.rewind():
             self._pause_before_retry()
             return False
@@ -250,44 +259,57 @@ class Pipeline:
         log.debug("reading again from the committed positions")
         return True
 
-    def _poll(self, *, draining: bool) -> None:
-        self._pause_or_resume(draining=draining)
-        if self._at_scorer:
-            timeout = 0.0 if self._had_records else SHORT_POLL_S
-        else:
-            timeout = SHORT_POLL_S if draining else IDLE_POLL_S
-        self._take_in(self._source.poll(timeout))
+    def _stay_member(self) -> None:
+        """Poll, with fetching paused: a member that does not poll for half a minute is thrown out of the group."""
+        self._pause(paused=True)
+        polled = self._source.poll(0.0, 1)
+        # What came all the same is read again: the rewind seeks every partition that is ours by then.
+        self._group = polled.group
+        self._revoke(polled)
 
-    def _pause_or_resume(self, *, draining: bool) -> None:
-        limits = self._limits
-        full = (
-            draining
-            or self._ledger.records + limits.max_poll_records > limits.max_in_flight_records
-            or self._ledger.bytes >= limits.max_in_flight_bytes
-        )
-        if full != self._paused:
-            self._paused = full
-            self._source.pause(full)
+    def _poll(self, *, draining: bool) -> None:
+        room = 0 if draining else self._room()
+        self._pause(paused=room == 0)
+        idle = SHORT_POLL_S if self._ledger.records else IDLE_POLL_S
+        # From the scorer answers come any moment; the wait for them is in _collect.
+        self._take_in(self._source.poll(0.0 if self._at_scorer else idle, max(1, room)))
+
+    def _room(self) -> int:
+        """How many records the next poll may bring."""
+        limits, ledger = self._limits, self._ledger
+        if ledger.records + limits.max_poll_records > limits.max_in_flight_records:
+            return 0
+        by_bytes = max(0, limits.max_in_flight_bytes - ledger.bytes) // self._largest
+        # Nothing is too large to be taken alone.
+        return min(limits.max_poll_records, by_bytes) or int(not ledger.records)
+
+    def _pause(self, *, paused: bool) -> None:
+        if paused != self._paused:
+            self._paused = paused
+            self._source.pause(paused)
 
     def _take_in(self, polled: Polled) -> None:
         self._group = polled.group
-        if polled.revoked:
-            undo = self._guarantee.rolls_back and self._ledger.holds_uncommitted(polled.revoked)
-            dropped = self._ledger.revoke(polled.revoked)
-            self._failures.revoked(polled.revoked)
-            self._telemetry.rebalanced(len(polled.revoked))
-            log.info("partitions %s were revoked; %d records in flight are dropped", _names(polled.revoked), dropped)
-            if undo:
-                # These records are read again, so nothing of this poll may be handed over.
-                raise DeliveryFailed("revoked", "the open transaction held answers of revoked partitions")
-        self._had_records = bool(polled.records)
+        undo = self._guarantee.rolls_back and self._ledger.holds_uncommitted(polled.revoked)
+        self._revoke(polled)
+        if undo:
+            # These records are read again, so nothing of this poll may be handed over.
+            raise DeliveryFailed("revoked", "the open transaction held answers of revoked partitions")
         now = self._clock.monotonic()
         for partition, records in polled.records.items():
             lease = self._ledger.lease(partition)
             sizes = [record_bytes(record) for record in records]
+            self._largest = max(self._largest // 2, *sizes, 1)
             self._ledger.handed_over(lease, len(records), sum(sizes))
             self._at_scorer += len(records)
             self._scoring.put(Chunk(lease, records, sizes, now, polled.unreadable_until.get(partition)))
+
+    def _revoke(self, polled: Polled) -> None:
+        if polled.revoked:
+            dropped = self._ledger.revoke(polled.revoked)
+            self._failures.revoked(polled.revoked)
+            self._telemetry.rebalanced(len(polled.revoked))
+            log.info("partitions %s were revoked; %d records in flight are dropped", _names(polled.revoked), dropped)
 
     # Faults, reports, the end.
 

@@ -38,8 +38,8 @@ class Polled:
 class Source(Protocol):
     """The input topic, read as a member of a consumer group."""
 
-    def poll(self, timeout_s: float) -> Polled:
-        """Fetch what there is, waiting up to `timeout_s` seconds for the first record."""
+    def poll(self, timeout_s: float, max_records: int) -> Polled:
+        """Fetch what there is, at most `max_records`, waiting up to `timeout_s` seconds for the first record."""
         ...
 
     def assignment(self) -> Collection[TopicPartition]:

@@ -46,6 +46,7 @@ DEFAULT_SECRETS_DIR = Path("/run/secrets")
 
 KIB = 1 << 10
 MIB = 1 << 20
+MAX_TRANSACTION_MS = 1_000
 # Trace context is carried over without being asked for.
 TRACE_HEADERS = ("traceparent", "tracestate")
 MAX_STREAM_HEADER = 128
@@ -208,8 +209,9 @@ class RunSettings(ConnectionSettings):
     drain_timeout_s: float = Field(
         default=25, ge=0, le=3600, description="longest time to finish what is in flight when asked to stop"
     )
+    # One step of the I/O thread may take 45 s while Kafka is away: an outage is no stall.
     stall_timeout_s: float = Field(
-        default=180, ge=5, le=3600, description="longest time without progress before the watchdog ends the program"
+        default=180, ge=60, le=3600, description="longest time without progress before the watchdog ends the program"
     )
 
     stream_from: Annotated[str, AfterValidator(_check_stream)] = Field(
@@ -266,6 +268,10 @@ class RunSettings(ConnectionSettings):
         if self.max_in_flight_bytes < self.max_message_bytes:
             allowed = f"at least max-message-bytes ({self.max_message_bytes}), or the largest record never fits"
             wrong.append(Wrong(("max_in_flight_bytes",), str(self.max_in_flight_bytes), allowed))
+        if self.delivery == "exactly_once" and self.commit_interval_ms > MAX_TRANSACTION_MS:
+            # With the wait for the acknowledgements it must end before Kafka ends it, after 8 s.
+            allowed = f"at most {MAX_TRANSACTION_MS} in exactly_once, where a transaction stays open for that long"
+            wrong.append(Wrong(("commit_interval_ms",), str(self.commit_interval_ms), allowed))
         if wrong:
             raise WrongSettings(wrong)
         return self

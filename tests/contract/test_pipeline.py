@@ -30,7 +30,7 @@ class World(Protocol):
     exactly_once: bool
 
     def feed(self, records: Sequence[OutRecord]) -> None: ...
-    def source(self, max_poll_records: int = 16) -> Source: ...
+    def source(self) -> Source: ...
     def publisher(self) -> Publisher: ...
     def answers(self, count: int) -> list[Record]:
         """Wait for at least so many verdicts; all of them, by partition and offset."""
@@ -53,8 +53,8 @@ class MemoryWorld:
         for record in records:
             self.broker.append(record, timestamp=1_700_000_000_000)
 
-    def source(self, max_poll_records: int = 16) -> Source:
-        return MemorySource(self.broker, self.input, max_poll_records)
+    def source(self) -> Source:
+        return MemorySource(self.broker, self.input)
 
     def publisher(self) -> Publisher:
         return MemoryTransactions(self.broker) if self.exactly_once else MemoryPublisher(self.broker)
@@ -91,7 +91,7 @@ def world(request: pytest.FixtureRequest, exactly_once: bool) -> World:
 
 def run(world: World, scorer: PixelScorer | None = None, **limits: Any) -> Any:
     return running(
-        world.source(limits.get("max_poll_records", 16)),
+        world.source(),
         world.publisher(),
         output_topic=world.output,
         dead_letter_topic=world.letters,
@@ -305,6 +305,22 @@ def test_a_slow_model_pauses_fetching_within_the_bound(world: World) -> None:
         assert worker.stop() is ExitCode.STOPPED
     assert peak <= 24
     assert len(by_position(answers)) == 300
+
+
+def test_large_records_stay_within_the_bound_in_bytes(world: World) -> None:
+    """Far fewer of them than the bound in records, or a poll's, would let in."""
+    padding = [("padding", bytes(100_000))]
+    world.feed([record._replace(headers=[*record.headers, *padding]) for record in images(world, 60)])
+    scorer, most = PixelScorer(capacity=4), 1 << 20
+    scorer.gate.clear()
+    with run(world, scorer, max_in_flight_bytes=most, max_message_bytes=1 << 17) as worker:
+        wait_for(lambda: in_flight(worker) == most // 100_000)
+        peak = worker.pipeline._ledger.bytes
+        scorer.gate.set()
+        answers = world.answers(60)
+        assert worker.stop() is ExitCode.STOPPED
+    assert peak <= most
+    assert len(by_position(answers)) == 60
 
 
 def test_the_committed_schema_is_the_code_s() -> None:

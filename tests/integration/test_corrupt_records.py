@@ -51,7 +51,7 @@ def damage(cluster: KafkaCluster, topic: str, marker: bytes, replacement: bytes)
 
 def answer_all(cluster: KafkaCluster, topic: str, count: int) -> tuple[list[Record], list[Record]]:
     options = {"bootstrap_servers": cluster.bootstrap}
-    source = KafkaSource(options, topic=topic, group_id=topic, max_poll_records=16, max_message_bytes=1 << 20)
+    source = KafkaSource(options, topic=topic, group_id=topic, max_message_bytes=1 << 20)
     publisher = KafkaPublisher(options, max_message_bytes=1 << 20, topic_limits={})
     try:
         with running(

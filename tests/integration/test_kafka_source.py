@@ -12,12 +12,11 @@ def test_a_join_that_the_client_forgets_half_way_is_finished(kafka: Broker, topi
         {"bootstrap_servers": kafka.bootstrap},
         topic=topics(3),
         group_id=f"join-{uuid.uuid4().hex[:12]}",
-        max_poll_records=16,
         max_message_bytes=1 << 20,
     )
     try:
         for _ in range(200):
-            source.poll(0.1)
+            source.poll(0.1, 16)
             if len(source.assignment()) == 3 and source.missing() == []:
                 break
         assert source.missing() == []
@@ -28,7 +27,7 @@ def test_a_join_that_the_client_forgets_half_way_is_finished(kafka: Broker, topi
         assert coordinator.rejoining, "the join is under way"
         coordinator.rejoin_needed = False
         for _ in range(100):
-            source.poll(0.1)
+            source.poll(0.1, 16)
             if not coordinator.rejoining and source.missing() == []:
                 break
         assert not coordinator.rejoining

@@ -99,12 +99,11 @@ class KafkaWorld:
     def feed(self, records: Sequence[OutRecord]) -> None:
         produce(self.options, records)
 
-    def source(self, max_poll_records: int = 16) -> Source:
+    def source(self) -> Source:
         source = KafkaSource(
             self.options,
             topic=self.input,
             group_id=self.group,
-            max_poll_records=max_poll_records,
             max_message_bytes=1 << 20,
         )
         self._closers.append(source.close)

@@ -62,9 +62,8 @@ class MemoryBroker:
 class MemorySource:
     """Fulfils worker.ports.Source. `revoke` plays a rebalance; `failing_commits` and `failing_rewinds` count down."""
 
-    def __init__(self, broker: MemoryBroker, topic: str, max_poll_records: int) -> None:
+    def __init__(self, broker: MemoryBroker, topic: str) -> None:
         self._broker = broker
-        self._max = max_poll_records
         self._assigned = broker.partitions(topic)
         self._positions: dict[TopicPartition, int] = {}
         self._revoked: set[TopicPartition] = set()
@@ -84,7 +83,7 @@ class MemorySource:
             if regain:
                 self._regain |= set(partitions)
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, max_records: int) -> Polled:
         with self._lock:
             revoked, self._revoked = frozenset(self._revoked), set()
             regain, self._regain = self._regain, set()
@@ -98,7 +97,7 @@ class MemorySource:
         with self._broker.changed:
             self._broker.changed.wait_for(self._any, timeout_s)
         records: dict[TopicPartition, Sequence[SourceRecord]] = {}
-        room = self._max
+        room = max_records
         # Rotate, so that no partition starves another.
         self._assigned.append(self._assigned.pop(0)) if self._assigned else None
         for partition in self._assigned:

@@ -56,6 +56,7 @@ def limits(**changes: Any) -> Limits:
         "max_poll_records": 16,
         "max_in_flight_records": 64,
         "max_in_flight_bytes": 1 << 20,
+        "max_message_bytes": 1 << 16,
         "commit_interval_s": 0.05,
         "drain_timeout_s": 10,
         "refusal_timeout_s": 10,

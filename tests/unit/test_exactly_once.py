@@ -35,7 +35,7 @@ def once(partitions: int, count: int) -> dict[tuple[int, int], int]:
 
 def test_a_failed_answer_undoes_its_transaction(broker: MemoryBroker) -> None:
     feed(broker, 40)
-    source, publisher = MemorySource(broker, IN, 16), MemoryTransactions(broker)
+    source, publisher = MemorySource(broker, IN), MemoryTransactions(broker)
     publisher.failures.append(DeliveryFailed("publish", "the test"))
     with start(broker, source, publisher) as worker:
         wait_committed(broker, 40)
@@ -46,7 +46,7 @@ def test_a_failed_answer_undoes_its_transaction(broker: MemoryBroker) -> None:
 
 def test_a_failed_commit_undoes_its_transaction(broker: MemoryBroker) -> None:
     feed(broker, 40)
-    source, publisher = MemorySource(broker, IN, 16), MemoryTransactions(broker)
+    source, publisher = MemorySource(broker, IN), MemoryTransactions(broker)
     publisher.failing_commits = 2
     with start(broker, source, publisher) as worker:
         wait_committed(broker, 40)
@@ -57,7 +57,7 @@ def test_a_failed_commit_undoes_its_transaction(broker: MemoryBroker) -> None:
 
 def test_a_revocation_undoes_the_transaction_that_holds_its_answers(broker: MemoryBroker) -> None:
     feed(broker, 20)
-    source, publisher = MemorySource(broker, IN, 16), MemoryTransactions(broker)
+    source, publisher = MemorySource(broker, IN), MemoryTransactions(broker)
     with start(broker, source, publisher, commit_interval_s=3600.0, max_in_flight_records=1000) as worker:
         # Everything is published, nothing committed; then one partition goes.
         wait_for(lambda: len(publisher._staged) == 20)
@@ -71,7 +71,7 @@ def test_a_revocation_undoes_the_transaction_that_holds_its_answers(broker: Memo
 
 def test_a_revocation_of_what_is_only_at_the_scorer_undoes_nothing(broker: MemoryBroker) -> None:
     feed(broker, 20)
-    source, publisher, scorer = MemorySource(broker, IN, 16), MemoryTransactions(broker), PixelScorer()
+    source, publisher, scorer = MemorySource(broker, IN), MemoryTransactions(broker), PixelScorer()
     scorer.gate.clear()
     with start(broker, source, publisher, scorer=scorer) as worker:
         wait_for(lambda: in_flight(worker) == 20)
@@ -87,7 +87,7 @@ def test_a_revocation_of_what_is_only_at_the_scorer_undoes_nothing(broker: Memor
 def test_answers_and_positions_become_visible_together(broker: MemoryBroker) -> None:
     feed(broker, 20)
     publisher = MemoryTransactions(broker)
-    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+    with start(broker, MemorySource(broker, IN), publisher) as worker:
         wait_committed(broker, 20)
         assert worker.stop() is ExitCode.STOPPED
     assert offsets(broker) == once(2, 10)
@@ -99,7 +99,7 @@ def test_a_refusal_is_retried_for_a_while_and_then_ends_the_worker(broker: Memor
     publisher = MemoryTransactions(broker)
     publisher.failures.extend(DeliveryFailed("refused", "not authorised") for _ in range(100))
     with (
-        start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker,
+        start(broker, MemorySource(broker, IN), publisher, refusal_timeout_s=0.5) as worker,
         pytest.raises(KafkaRefused, match="not authorised"),
     ):
         worker.join()
@@ -111,7 +111,7 @@ def test_a_refusal_that_passes_is_survived(broker: MemoryBroker) -> None:
     feed(broker, 4)
     publisher = MemoryTransactions(broker)
     publisher.failures.extend(DeliveryFailed("refused", "not authorised") for _ in range(3))
-    with start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=30) as worker:
+    with start(broker, MemorySource(broker, IN), publisher, refusal_timeout_s=30) as worker:
         wait_committed(broker, 4)
         assert worker.stop() is ExitCode.STOPPED
     assert offsets(broker) == once(2, 2)
@@ -122,7 +122,7 @@ def test_a_dead_letter_topic_that_stays_unwritable_ends_the_worker_and_skips_not
     publisher = MemoryTransactions(broker)
     publisher.failures.extend(DeliveryFailed("publish", "not enough replicas", LETTERS) for _ in range(100))
     with (
-        start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker,
+        start(broker, MemorySource(broker, IN), publisher, refusal_timeout_s=0.5) as worker,
         pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"),
     ):
         worker.join()
@@ -144,7 +144,7 @@ def test_a_dead_letter_topic_that_keeps_the_publisher_from_starting_afresh_ends_
     publisher = Unsealed(broker)
     publisher.failures.append(DeliveryFailed("publish", "not enough replicas", LETTERS))
     with (
-        start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker,
+        start(broker, MemorySource(broker, IN), publisher, refusal_timeout_s=0.5) as worker,
         pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"),
     ):
         worker.join()
@@ -170,7 +170,7 @@ class Stopped(MemoryTransactions):
 def test_what_was_refused_counts_more_than_that_nothing_can_be_sent_since(broker: MemoryBroker) -> None:
     feed(broker, 12)
     publisher = Stopped(broker)
-    with start(broker, MemorySource(broker, IN, 1), publisher) as worker:
+    with start(broker, MemorySource(broker, IN), publisher, max_poll_records=1) as worker:
         wait_committed(broker, 12)
         assert worker.stop() is ExitCode.STOPPED
     assert worker.telemetry.rebuilt_steps == ["size"]

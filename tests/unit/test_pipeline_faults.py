@@ -50,7 +50,7 @@ def wait_committed(broker: MemoryBroker, count: int) -> None:
 
 def test_answers_that_may_not_have_arrived_are_given_again(broker: MemoryBroker) -> None:
     feed(broker, 40)
-    source, publisher = MemorySource(broker, IN, 16), MemoryPublisher(broker)
+    source, publisher = MemorySource(broker, IN), MemoryPublisher(broker)
     publisher.failures.append(DeliveryFailed("publish", "the test"))
     with start(broker, source, publisher) as worker:
         wait_committed(broker, 40)
@@ -64,7 +64,7 @@ def test_the_log_has_a_line_for_each_way_of_failing_and_not_for_each_attempt(
     broker: MemoryBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     feed(broker, 16)
-    source, publisher = MemorySource(broker, IN, 16), MemoryPublisher(broker)
+    source, publisher = MemorySource(broker, IN), MemoryPublisher(broker)
     publisher.failures += [DeliveryFailed("publish", "no answer")] * 3
     publisher.failures += [DeliveryFailed("refused", "not allowed")] * 3
     with (
@@ -112,7 +112,7 @@ def test_verdicts_that_get_through_do_not_stop_the_clock_of_the_letters(broker: 
     broker.append(OutRecord(IN, 0, None, b"junk", []))
     publisher = NoLetters(broker)
     with (
-        start(broker, MemorySource(broker, IN, 1), publisher, refusal_timeout_s=0.5) as worker,
+        start(broker, MemorySource(broker, IN), publisher, max_poll_records=1, refusal_timeout_s=0.5) as worker,
         flow(broker) as feeder,
     ):
         with pytest.raises(KafkaUnreachable, match="dead-letter topic 'letters'"):
@@ -134,7 +134,7 @@ def test_a_refusal_of_some_records_lasts_while_others_are_answered(broker: Memor
     broker.append(OutRecord(IN, 0, None, image(1), []), timestamp=1)
     publisher = OnlyOnePartition(broker)
     with (
-        start(broker, MemorySource(broker, IN, 1), publisher, refusal_timeout_s=0.5) as worker,
+        start(broker, MemorySource(broker, IN), publisher, max_poll_records=1, refusal_timeout_s=0.5) as worker,
         flow(broker) as feeder,
     ):
         with pytest.raises(KafkaRefused, match="no such partition"):
@@ -148,7 +148,7 @@ def test_what_fails_as_a_whole_is_not_counted_against_the_letters(broker: Memory
     publisher = MemoryPublisher(broker)
     alone, whole = DeliveryFailed("publish", "not enough replicas", LETTERS), DeliveryFailed("publish", "no answer")
     publisher.failures += [alone, whole, whole, whole, whole, alone]
-    with start(broker, MemorySource(broker, IN, 16), publisher, refusal_timeout_s=0.5) as worker:
+    with start(broker, MemorySource(broker, IN), publisher, refusal_timeout_s=0.5) as worker:
         wait_committed(broker, 1)
         assert worker.stop() is ExitCode.STOPPED
     assert len(worker.telemetry.rebuilt_steps) == 6
@@ -156,7 +156,7 @@ def test_what_fails_as_a_whole_is_not_counted_against_the_letters(broker: Memory
 
 def test_a_commit_that_fails_is_followed_by_reading_again(broker: MemoryBroker) -> None:
     feed(broker, 40)
-    source = MemorySource(broker, IN, 16)
+    source = MemorySource(broker, IN)
     source.failing_commits, source.failing_rewinds = 2, 3
     with start(broker, source, MemoryPublisher(broker)) as worker:
         wait_committed(broker, 40)
@@ -167,7 +167,7 @@ def test_a_commit_that_fails_is_followed_by_reading_again(broker: MemoryBroker) 
 
 def test_a_commit_during_a_rebalance_waits_and_repeats_nothing(broker: MemoryBroker) -> None:
     feed(broker, 40)
-    source = MemorySource(broker, IN, 16)
+    source = MemorySource(broker, IN)
     source.deferred_commits = 3
     with start(broker, source, MemoryPublisher(broker)) as worker:
         wait_committed(broker, 40)
@@ -180,7 +180,7 @@ def test_nothing_is_committed_before_it_is_acknowledged(broker: MemoryBroker) ->
     feed(broker, 20)
     publisher = MemoryPublisher(broker)
     publisher.hold = True
-    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+    with start(broker, MemorySource(broker, IN), publisher) as worker:
         wait_for(lambda: sum(offsets(broker).values()) == 20)
         assert worker.thread.is_alive()
         assert broker.committed == {}
@@ -193,7 +193,7 @@ def test_a_stop_past_its_deadline_commits_only_what_was_acknowledged(broker: Mem
     feed(broker, 20)
     publisher = MemoryPublisher(broker)
     publisher.hold = True
-    with start(broker, MemorySource(broker, IN, 16), publisher, drain_timeout_s=0.2) as worker:
+    with start(broker, MemorySource(broker, IN), publisher, drain_timeout_s=0.2) as worker:
         wait_for(lambda: sum(offsets(broker).values()) == 20)
         assert worker.stop() is ExitCode.UNFINISHED
     assert broker.committed == {}
@@ -203,7 +203,7 @@ def test_a_second_request_to_stop_does_not_wait(broker: MemoryBroker) -> None:
     feed(broker, 20)
     publisher = MemoryPublisher(broker)
     publisher.hold = True
-    with start(broker, MemorySource(broker, IN, 16), publisher, drain_timeout_s=600) as worker:
+    with start(broker, MemorySource(broker, IN), publisher, drain_timeout_s=600) as worker:
         wait_for(lambda: sum(offsets(broker).values()) == 20)
         worker.pipeline.request_stop()
         assert worker.stop() is ExitCode.UNFINISHED
@@ -212,7 +212,7 @@ def test_a_second_request_to_stop_does_not_wait(broker: MemoryBroker) -> None:
 
 def test_revoked_partitions_are_dropped_and_kept_ones_are_finished(broker: MemoryBroker) -> None:
     feed(broker, 20)
-    source, scorer = MemorySource(broker, IN, 16), PixelScorer()
+    source, scorer = MemorySource(broker, IN), PixelScorer()
     scorer.gate.clear()
     with start(broker, source, MemoryPublisher(broker), scorer=scorer) as worker:
         wait_for(lambda: in_flight(worker) == 20)
@@ -228,7 +228,7 @@ def test_revoked_partitions_are_dropped_and_kept_ones_are_finished(broker: Memor
 
 def test_a_partition_that_comes_back_is_read_from_its_committed_position(broker: MemoryBroker) -> None:
     feed(broker, 20)
-    source, scorer = MemorySource(broker, IN, 16), PixelScorer()
+    source, scorer = MemorySource(broker, IN), PixelScorer()
     scorer.gate.clear()
     with start(broker, source, MemoryPublisher(broker), scorer=scorer) as worker:
         wait_for(lambda: in_flight(worker) == 20)
@@ -247,7 +247,7 @@ def test_a_letter_that_kafka_refuses_for_its_size_goes_without_its_value(broker:
     feed(broker, 4)
     publisher = MemoryPublisher(broker)
     publisher.refuse_above = 5000
-    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+    with start(broker, MemorySource(broker, IN), publisher) as worker:
         wait_committed(broker, 9)
         assert worker.stop() is ExitCode.STOPPED
     letter = broker.topic(LETTERS)[-1]
@@ -261,7 +261,7 @@ def test_a_letter_known_to_be_too_large_costs_no_rebuild(broker: MemoryBroker) -
     broker.append(OutRecord(IN, 0, b"k", b"x" * 5000, []))
     publisher = MemoryPublisher(broker)
     publisher.known_limit = 4000
-    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+    with start(broker, MemorySource(broker, IN), publisher) as worker:
         wait_committed(broker, 1)
         worker.stop()
     [letter] = broker.topic(LETTERS)
@@ -271,11 +271,11 @@ def test_a_letter_known_to_be_too_large_costs_no_rebuild(broker: MemoryBroker) -
 
 def test_too_many_dead_letters_stop_the_worker_only_where_that_is_set(broker: MemoryBroker) -> None:
     feed(broker, 60, b"junk")
-    with start(broker, MemorySource(broker, IN, 16), MemoryPublisher(broker), dead_letter_window=20) as worker:
+    with start(broker, MemorySource(broker, IN), MemoryPublisher(broker), dead_letter_window=20) as worker:
         wait_committed(broker, 60)
         assert worker.stop() is ExitCode.STOPPED
     feed(broker, 60, b"junk")
-    source = MemorySource(broker, IN, 16)
+    source = MemorySource(broker, IN)
     with (
         start(broker, source, MemoryPublisher(broker), dead_letter_window=20, max_dead_letter_ratio=0.5) as worker,
         pytest.raises(TooManyDeadLetters, match=r"100\.0%"),
@@ -285,7 +285,7 @@ def test_too_many_dead_letters_stop_the_worker_only_where_that_is_set(broker: Me
 
 def test_a_null_header_does_not_stop_the_dead_letter(broker: MemoryBroker) -> None:
     broker.append(OutRecord(IN, 0, None, b"junk", [("nothing", None)]))  # type: ignore[list-item]
-    with start(broker, MemorySource(broker, IN, 16), MemoryPublisher(broker)) as worker:
+    with start(broker, MemorySource(broker, IN), MemoryPublisher(broker)) as worker:
         wait_committed(broker, 1)
         worker.stop()
     [letter] = broker.topic(LETTERS)
@@ -309,7 +309,7 @@ def test_only_the_letter_that_is_too_large_goes_without_its_value(broker: Memory
         broker.append(OutRecord(IN, 0, b"k", value, []))
     publisher = MemoryPublisher(broker)
     publisher.refuse_above = len(large)
-    with start(broker, MemorySource(broker, IN, 16), publisher) as worker:
+    with start(broker, MemorySource(broker, IN), publisher) as worker:
         wait_committed(broker, 3)
         assert worker.stop() is ExitCode.STOPPED
     letters = letters_of(broker)
@@ -329,7 +329,34 @@ class SmallOutput(MemoryPublisher):
 
 def test_a_verdict_that_is_too_large_takes_no_letters_value(broker: MemoryBroker) -> None:
     broker.append(OutRecord(IN, 0, None, b"junk", []))
-    with start(broker, MemorySource(broker, IN, 16), SmallOutput(broker)) as worker:
+    with start(broker, MemorySource(broker, IN), SmallOutput(broker)) as worker:
         wait_committed(broker, 1)
         assert worker.stop() is ExitCode.STOPPED
     assert letters_of(broker) == {0: {(b"junk", None)}}
+
+
+class Away(MemoryPublisher):
+    """Cannot be rebuilt until `back` is set."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.back = threading.Event()
+
+    def rebuild(self) -> bool:
+        return self.back.is_set() and super().rebuild()
+
+
+def test_while_a_rewind_is_due_the_member_goes_on_polling_and_takes_nothing(broker: MemoryBroker) -> None:
+    feed(broker, 20)
+    source, publisher = MemorySource(broker, IN), Away(broker)
+    publisher.failures.append(DeliveryFailed("publish", "the test's"))
+    with start(broker, source, publisher) as worker:
+        wait_for(lambda: worker.pipeline.recovering and source.polls_while_paused > 3)
+        source.revoke([P1])
+        wait_for(lambda: source.rebalances == 1)
+        assert source.assignment() == {P0}
+        publisher.back.set()
+        wait_for(lambda: broker.committed.get(P0) == 10)
+        assert worker.stop() is ExitCode.STOPPED
+    assert P1 not in broker.committed
+    assert {offset for partition, offset in offsets(broker) if partition == 0} == set(range(10))

@@ -48,7 +48,7 @@ def test_every_acknowledged_batch_has_its_duration(
     broker: MemoryBroker, publisher: Callable[[MemoryBroker], MemoryPublisher], exactly_once: bool
 ) -> None:
     feed(broker, 40)
-    source = MemorySource(broker, IN, 16)
+    source = MemorySource(broker, IN)
     with running(
         source, publisher(broker), output_topic=OUT, dead_letter_topic=LETTERS, exactly_once=exactly_once
     ) as worker:
@@ -83,7 +83,7 @@ class SlowToRebuild(MemoryPublisher):
 def test_a_batch_that_is_given_up_has_no_duration_and_its_successor_its_own(broker: MemoryBroker) -> None:
     feed(broker, 8)
     clock = LeapingClock()
-    source, publisher = MemorySource(broker, IN, 16), SlowToRebuild(broker, clock)
+    source, publisher = MemorySource(broker, IN), SlowToRebuild(broker, clock)
     publisher.failures += [DeliveryFailed("publish", "the test")] * 3
     with running(source, publisher, output_topic=OUT, dead_letter_topic=LETTERS, clock=clock) as worker:
         wait_committed(broker, 8)
@@ -96,7 +96,7 @@ def test_a_batch_that_is_given_up_has_no_duration_and_its_successor_its_own(brok
 
 def test_a_held_acknowledgement_is_time_spent(broker: MemoryBroker) -> None:
     feed(broker, 4)
-    source, publisher = MemorySource(broker, IN, 16), MemoryPublisher(broker)
+    source, publisher = MemorySource(broker, IN), MemoryPublisher(broker)
     publisher.hold = True
     with running(source, publisher, output_topic=OUT, dead_letter_topic=LETTERS) as worker:
         with broker.changed:
@@ -110,7 +110,7 @@ def test_a_held_acknowledgement_is_time_spent(broker: MemoryBroker) -> None:
 
 @pytest.mark.parametrize(("lacking", "connected"), [((), True), (["no heartbeat was answered"], False)])
 def test_connected_is_what_the_source_says(broker: MemoryBroker, lacking: Sequence[str], connected: bool) -> None:
-    source = Source(broker, IN, 16)
+    source = Source(broker, IN)
     source.lacking = lacking
     with running(source, MemoryPublisher(broker), output_topic=OUT, dead_letter_topic=LETTERS) as worker:
         feed(broker, 4)

@@ -40,6 +40,8 @@ HEARTBEAT_INTERVAL_MS = 2_000
 MAX_POLL_INTERVAL_MS = 30_000
 CALL_TIMEOUT_MS = 5_000
 REWIND_TIMEOUT_MS = 1_000
+# With polls of 1 to 5 ms the look-up of a partition's first position was seen to bring nothing for 6 s.
+LEAST_POLL_MS = 20
 # In one fetch from one broker; beside the bytes in flight this is what the client itself may hold.
 FETCH_MAX_BYTES = 32 << 20
 # Batches fetched while the last one is worked on: the client holds a partition's fetch until it is drained.
@@ -70,7 +72,6 @@ class KafkaSource:
         topic: to read.
         group_id: of the consumer group.
         group_instance_id: this member's own name, for static membership; None: a dynamic member.
-        max_poll_records: the most that one poll brings.
         max_message_bytes: of a record; what a fetch must be able to hold.
 
     Raises:
@@ -84,7 +85,6 @@ class KafkaSource:
         topic: str,
         group_id: str,
         group_instance_id: str | None = None,
-        max_poll_records: int,
         max_message_bytes: int,
     ) -> None:
         try:
@@ -99,7 +99,6 @@ class KafkaSource:
                 session_timeout_ms=SESSION_TIMEOUT_MS,
                 heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
                 max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-                max_poll_records=max_poll_records,
                 fetch_max_bytes=max(FETCH_MAX_BYTES, max_message_bytes),
                 max_partition_fetch_bytes=max(PARTITION_FETCH_BYTES, max_message_bytes),
                 **options,
@@ -117,7 +116,7 @@ class KafkaSource:
         self._stuck: dict[TopicPartition, tuple[int, int]] = {}  # first offset that cannot be read, next to try
         self._held: dict[TopicPartition, Sequence[SourceRecord]] = {}
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, max_records: int) -> Polled:
         """See worker.ports.Source.
 
         Raises:
@@ -127,7 +126,7 @@ class KafkaSource:
             self._consumer.pause(*(set(self._consumer.assignment()) - set(self._consumer.paused())))
         self._finish_join()
         try:
-            fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            fetched = self._consumer.poll(max(int(timeout_s * 1000), self._least_poll_ms()), max_records)
         except AuthorizationError as error:
             raise DeliveryFailed("refused", f"Kafka does not let us read '{self._topic}': {error!r}") from error
         except FencedInstanceIdError as error:
@@ -259,6 +258,12 @@ class KafkaSource:
         coordinator = self._consumer._coordinator
         if coordinator.rejoining and not coordinator.rejoin_needed:
             coordinator.request_rejoin()
+
+    def _least_poll_ms(self) -> int:
+        """How long a poll must be: a join, and the look-up of positions, take none of the time between polls."""
+        consumer = self._consumer
+        settled = consumer._subscription.has_all_fetch_positions() and not consumer._coordinator.need_rejoin()
+        return 0 if settled else LEAST_POLL_MS
 
     # kafka-python raises for a batch that it cannot read, then returns nothing of that partition for ever. What
     # follows looks into the client: no public call tells which partition it was, or where.
