@@ -19,7 +19,7 @@ from tests.faults.accounting import Account, Position, account
 from tests.faults.actions import CLIENT_ID, Stage, pause, perform
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Exit, Fleet
-from tests.faults.load import PARTITIONS, Load, Messages
+from tests.faults.load import LETTER_BYTES, PARTITIONS, Load, Messages
 from tests.faults.proxy import Proxy
 from tests.faults.reader import Reader, read_input
 from tests.faults.rows import MAX_IN_FLIGHT, WORKERS, Row, Step
@@ -28,8 +28,6 @@ Mode = Literal["at_least_once", "exactly_once"]
 MODES: tuple[Mode, ...] = ("at_least_once", "exactly_once")
 
 INPUT, OUTPUT, LETTERS, GROUP = "images", "verdicts", "dead-letters", "faults"
-# The dead-letter topic must take what the input topic took, and 64 KiB of headers.
-LETTER_BYTES = (1 << 20) + (128 << 10)
 # What a row's backlog is held against where no fault-free row was measured, messages a second.
 RATE_UNMEASURED = 500.0
 DRAIN_S = 60.0

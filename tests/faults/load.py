@@ -24,6 +24,8 @@ PARTITIONS = 9
 POISON_EVERY = 100  # 1 %
 POISON_AT = 37
 OVERSIZE_BYTES = 5 << 20
+# The dead-letter topic must take what the input topic took, and headers: 128 KiB more than Kafka's default.
+LETTER_BYTES = (1 << 20) + (128 << 10)
 STEP_S = 0.05
 FLUSH_TIMEOUT_S = 120.0
 
