@@ -1,5 +1,6 @@
 """What the steps of a schedule do.  A function's name is the step's action."""
 
+import math
 import re
 import threading
 import time
@@ -14,10 +15,10 @@ from deploy.local_kafka import KafkaCluster
 from deploy.local_kafka.admin import Resource
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Fleet
-from tests.faults.load import PARTITIONS, Load
+from tests.faults.load import PARTITIONS, POISON_EVERY, Load
 from tests.faults.proxy import PRODUCE, Proxy
 from tests.faults.reader import Reader
-from tests.faults.rows import Step
+from tests.faults.rows import BURN_MARGIN, Step
 
 MIB = 1 << 20
 CLIENT_ID = "faults-worker"
@@ -26,11 +27,11 @@ LOOK_S = 0.2
 SLOW_NETWORK_S = 0.2
 NOTICE_TIMEOUT_S = 40.0
 JOIN_TIMEOUT_S = 30.0
+# Until a stopped node's replicas count as out of sync, and what was under way has been read.
+SHRINK_S = 2.0
 _NOTICED = re.compile("were revoked|read again")
 # A slow model's worker may hold its bytes in flight, one fetch of 32 MB, the next one, and what Python adds.
 SLOW_GROWTH_BYTES = 192 * MIB
-# A slow model's batch takes at least so large a part of the time for which it is watched: 37 s of 150 s.
-SLOW_SHARE = 4
 
 
 @dataclass
@@ -46,6 +47,9 @@ class Stage:
     topics: tuple[str, str, str]  # input, output, dead letters
     group: str
     burst: int
+    burn_s: float = 0.0  # what a batch of the slow bundle takes at least
+    revoked: int = 0  # how often the logs had spoken of it when the row began
+    guests: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -81,6 +85,8 @@ def zombie(stage: Stage, step: Step) -> None:
     before = len(_NOTICED.findall(stage.fleet.log_of(step.target)))
     stage.fleet.pause(step.target)
     pause(step.seconds)
+    if (held := stage.fleet.held_beside(step.target)) < PARTITIONS:
+        stage.problems.append(f"the group did not move on from worker {step.target}: the others hold {held}")
     stage.fleet.resume(step.target)
     deadline = time.monotonic() + NOTICE_TIMEOUT_S
     while len(_NOTICED.findall(stage.fleet.log_of(step.target))) == before:
@@ -94,6 +100,21 @@ def stop_broker(stage: Stage, step: Step) -> None:
     """A controlled shutdown, and a start on the same data."""
     stage.cluster.stop_node(step.target)
     _start_broker(stage, step)
+
+
+def stop_replica(stage: Stage, step: Step) -> None:
+    """A node away for a while, without which no dead letter can be written."""
+    stage.cluster.stop_node(step.target)
+    pause(SHRINK_S)
+    letters, published = stage.reader.letter_count, len(stage.load.acknowledged)
+    pause(step.seconds)
+    if stage.reader.letter_count != letters:
+        stage.problems.append("dead letters came while their topic could not be written: the fault has missed")
+    # Any so many messages in a row hold poison.
+    if len(stage.load.acknowledged) - published < 2 * POISON_EVERY:
+        stage.problems.append("too little was published to need a dead letter: the fault has missed")
+    stage.cluster.start_node(step.target)
+    stage.cluster.wait_ready()
 
 
 def kill_broker(stage: Stage, step: Step) -> None:
@@ -141,9 +162,31 @@ def hold_everything(stage: Stage, step: Step) -> None:
 
 def slow_network(stage: Stage, step: Step) -> None:
     """Every request takes a while longer."""
+    before = _least_latency(stage, 0.0, time.time() - step.lead_s)
+    began = time.time()
     _proxy(stage).delay_s = SLOW_NETWORK_S
     pause(step.seconds)
+    # The last second's may have been answered after it.
+    slow = _least_latency(stage, began + 1.0, time.time() - 1.0)
     _proxy(stage).delay_s = 0.0
+    if not before < SLOW_NETWORK_S <= slow < math.inf:
+        stage.problems.append(
+            f"the quickest answer took {before:.3f} s, and {slow:.3f} s while each request took {SLOW_NETWORK_S} s "
+            "longer: the fault has missed"
+        )
+
+
+def _least_latency(stage: Stage, since: float, until: float) -> float:
+    """From Kafka's acknowledgement of a message to its answer at best; infinite where there was none."""
+    published = stage.load.acknowledged
+    return min(
+        (
+            answer.at - published[answer.position]
+            for answer in stage.reader.answers[:]
+            if since <= published.get(answer.position, 0.0) <= until
+        ),
+        default=math.inf,
+    )
 
 
 def withdraw(stage: Stage, step: Step) -> None:
@@ -167,10 +210,15 @@ def throttle(stage: Stage, step: Step) -> None:
     answers = max(1, len(stage.reader.answers))
     need = stage.load.rate * stage.cluster.topic_bytes(stage.topics[1:]) / answers
     stage.cluster.set_producer_quota(CLIENT_ID, max(1, round(need / 10)))
+    # What was sent before, and what a quota lets through at once, is not counted.
+    pause(step.seconds / 2)
     answered = len(stage.reader.answered)
-    pause(step.seconds)
-    if len(stage.load.acknowledged) - len(stage.reader.answered) < stage.load.rate:
-        stage.problems.append("the workers kept up under the quota: the fault has missed")
+    pause(step.seconds / 2)
+    rate = (len(stage.reader.answered) - answered) / (step.seconds / 2)
+    if rate > stage.load.rate / 2:
+        stage.problems.append(
+            f"{rate:.0f} answers a second under the quota, {stage.load.rate:.0f} messages: the fault has missed"
+        )
     if len(stage.reader.answered) == answered:
         stage.problems.append("no answer at all came under the quota")
     stage.cluster.set_producer_quota(CLIENT_ID, None)
@@ -201,16 +249,24 @@ def guest(stage: Stage, step: Step) -> None:
             consumer.poll(timeout_ms=100, max_records=1)
     finally:
         consumer.close(autocommit=False, timeout_ms=5000)
+    stage.guests += 1
+    if stage.fleet.said(REVOKED) - stage.revoked < stage.guests:
+        stage.problems.append(f"guest {stage.guests} came and went, and no worker lost a partition to it")
 
 
 def swap(stage: Stage, step: Step) -> None:
     """Let `current` point to another bundle; its verdicts must come, without a restart."""
     version = stage.shelf.switch(step.target)
-    seen = len(stage.reader.answers)
+    seen, swapped = len(stage.reader.answers), stage.fleet.said(SWAPPED)
     deadline = time.monotonic() + SWAP_TIMEOUT_S
-    while all(answer.version != version for answer in stage.reader.answers[seen:]):
+    while all(answer.version != version for answer in stage.reader.answers[seen:]) or stage.fleet.said(
+        SWAPPED
+    ) - swapped < len(stage.fleet):
         if time.monotonic() > deadline:
-            stage.problems.append(f"no verdict of bundle {version} came within {SWAP_TIMEOUT_S:.0f} s of its swap")
+            stage.problems.append(
+                f"{stage.fleet.said(SWAPPED) - swapped} workers swapped, or no verdict of bundle {version} came, "
+                f"within {SWAP_TIMEOUT_S:.0f} s of its swap"
+            )
             return
         stage.load.more(PARTITIONS)
         pause(LOOK_S)
@@ -218,12 +274,14 @@ def swap(stage: Stage, step: Step) -> None:
 
 def swap_damaged(stage: Stage, step: Step) -> None:
     """Let `current` point to a damaged bundle: it must be refused aloud, and the old one go on."""
-    before = stage.fleet.logs().count(REFUSED)
+    before = stage.fleet.said(REFUSED)
     damage = stage.shelf.switch_to_damaged()
     deadline = time.monotonic() + SWAP_TIMEOUT_S
-    while stage.fleet.logs().count(REFUSED) == before:
+    while stage.fleet.said(REFUSED) - before < len(stage.fleet):
         if time.monotonic() > deadline:
-            stage.problems.append(f"no log says within {SWAP_TIMEOUT_S:.0f} s that a bundle was refused ({damage})")
+            stage.problems.append(
+                f"not every log says within {SWAP_TIMEOUT_S:.0f} s that a bundle was refused ({damage})"
+            )
             break
         pause(LOOK_S)
     stage.shelf.switch_back()
@@ -239,8 +297,11 @@ def endure(stage: Stage, step: Step) -> None:
         pause(1.0)
         highest = max(highest, *stage.fleet.resident_bytes())
     batches_now, spent_now = _inferences(stage.fleet)
-    if batches_now == batches or (spent_now - spent) / (batches_now - batches) < step.seconds / SLOW_SHARE:
-        stage.problems.append(f"{batches_now - batches:.0f} batches took {spent_now - spent:.0f} s: that is not slow")
+    count, took = batches_now - batches, spent_now - spent
+    if count < len(stage.fleet) or took / count < stage.burn_s / BURN_MARGIN:
+        stage.problems.append(
+            f"{count:.0f} batches took {took:.0f} s: that is not {stage.burn_s / BURN_MARGIN:.0f} s each"
+        )
     if stage.fleet.metric(REBALANCES) != rebalances:
         stage.problems.append("the group rebalanced while the model was slow")
     if highest - memory > SLOW_GROWTH_BYTES:
@@ -270,6 +331,8 @@ def work_off(stage: Stage, step: Step) -> None:
 INFERENCE = "reconstream_inference_duration_seconds"
 REBALANCES = "reconstream_rebalances_total"
 REFUSED = "is refused"
+REVOKED = "were revoked"
+SWAPPED = "swapped: '"
 
 
 def _proxy(stage: Stage) -> Proxy:
@@ -281,8 +344,19 @@ ACTIONS: Mapping[str, Callable[[Stage, Step], None]] = MappingProxyType(
     {
         action.__name__: action
         for action in (
-            *(kill, terminate, zombie, stop_broker, kill_broker, silence_broker, cut, hold_produce),
-            *(hold_everything, slow_network, guest, swap, swap_damaged, endure, withdraw, throttle, work_off),
+            *(kill, terminate, zombie, stop_broker, stop_replica, kill_broker, silence_broker, cut),
+            *(
+                hold_produce,
+                hold_everything,
+                slow_network,
+                guest,
+                swap,
+                swap_damaged,
+                endure,
+                withdraw,
+                throttle,
+                work_off,
+            ),
         )
     }
 )

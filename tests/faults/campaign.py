@@ -15,8 +15,8 @@ import msgspec
 
 from deploy.local_kafka import KafkaCluster
 from deploy.local_kafka.cluster import USER
-from tests.faults.accounting import Account, Position, account
-from tests.faults.actions import CLIENT_ID, Stage, pause, perform
+from tests.faults.accounting import Account, Letter, Position, account
+from tests.faults.actions import CLIENT_ID, REVOKED, Stage, pause, perform
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Exit, Fleet
 from tests.faults.load import LETTER_BYTES, PARTITIONS, Load, Messages
@@ -106,14 +106,16 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
                 LETTERS: (PARTITIONS, {"max.message.bytes": LETTER_BYTES, **strict}),
             }
         )
-        messages = Messages(shelf.images, row.oversize_every)
+        # So that there are some of each kind at every scale.
+        oversize_every = max(2, round(row.oversize_every * options.scale)) if row.oversize_every else 0
+        messages = Messages(shelf.images, oversize_every)
         half = 0 if row.upfront else total // 2
         spread = max(LEAST_SPREAD_S, sum(step.wait_s + step.lead_s + step.seconds for step in steps))
         load = Load(cluster.bootstrap, INPUT, messages, total, rate=half / spread)
         resources.callback(load.close)
         reader = Reader(cluster.bootstrap, OUTPUT, LETTERS)
         resources.callback(reader.close)
-        fleet = Fleet(folder, options.workers, _settings(row, options, cluster, shelf))
+        fleet = Fleet(folder, min(options.workers, row.workers), _settings(row, options, cluster, shelf))
         resources.callback(fleet.close)
         if row.upfront:
             load.start()
@@ -126,27 +128,34 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
             load.start()
         burst = (total - half) // max(1, len(steps))
         stage = Stage(cluster, proxy, fleet, load, reader, shelf, (INPUT, OUTPUT, LETTERS), GROUP, burst)
+        stage.burn_s = row.burn_s(options.scale) if row.burn_s is not None else 0.0
+        stage.revoked = fleet.said(REVOKED)
         began = time.monotonic()
         for number, step in enumerate(steps, start=1):
             say(f"  {time.monotonic() - began:6.1f} s  {number}/{len(steps)}  {step}")
             perform(stage, step)
+        # From the last fault's end on, and with all that is published only now.
+        ended, answered = time.monotonic(), len(reader.answered)
         load.finish()
-        backlog = len(load.acknowledged) - len(reader.answered)
-        seconds, drained = _drain(load, reader, DRAIN_S + backlog / options.rate, fleet)
+        backlog = len(load.acknowledged) - answered
+        seconds, drained = _drain(load, reader, ended, DRAIN_S + backlog / options.rate)
         pause(SETTLE_S)
         fleet.wait_ready()  # one that is still recovering would rightly end with 1
         fleet.stop()
         reader.close(LAST_READ_S)
         published = read_input(cluster.bootstrap, INPUT, messages, load.acknowledged)
+        letters = reader.letters(messages, published)
         result = account(
             published,
             reader.answers,
-            reader.letters(messages, published),
+            letters,
             shelf.offline,
             exactly_once=options.mode == "exactly_once",
             duplicates_allowed=MAX_IN_FLIGHT * sum(step.hits for step in steps),
         )
         problems = [*stage.problems, *load.failures, *result.problems]
+        if oversize_every:
+            problems += _oversize_problems(letters, {at for at, it in published.items() if messages.zipped(it.id)})
         problems += _run_problems(row, steps, fleet, set(load.acknowledged) - set(published))
         if reader.failure is not None:
             problems.append(f"the campaign's own reader failed: {reader.failure!r}")
@@ -230,12 +239,11 @@ def _login(cluster: KafkaCluster) -> dict[str, object]:
     }
 
 
-def _drain(load: Load, reader: Reader, limit_s: float, fleet: Fleet) -> tuple[float, bool]:
-    """Wait until every message is answered; how long it took, and whether that was within the limit.
+def _drain(load: Load, reader: Reader, began: float, limit_s: float) -> tuple[float, bool]:
+    """Wait until every message is answered; how long it took since it began, and whether that was within the limit.
 
     It goes on for twice the limit, to tell a slow drain from a loss.
     """
-    began = time.monotonic()
     look = threading.Event()
     while not load.acknowledged.keys() <= reader.answered:
         if time.monotonic() - began > 2 * limit_s or reader.failure is not None:
@@ -262,6 +270,15 @@ def _run_problems(row: Row, steps: Sequence[Step], fleet: Fleet, vanished: set[P
     if len(lines) > allowed:
         problems.append(f"the workers logged {len(lines)} lines, {allowed} are enough for one per change of state")
     return problems
+
+
+def _oversize_problems(letters: Sequence[Letter], oversize: set[Position]) -> list[str]:
+    """Both kinds must have been met: what its letter can hold, and what it cannot."""
+    return [
+        f"no dead letter of a message of 5 MB came {kind} its value: the fault has missed"
+        for omitted, kind in ((False, "with"), (True, "without"))
+        if not any(letter.position in oversize and letter.omitted == omitted for letter in letters)
+    ]
 
 
 def _may_end_so(row: Row, steps: Sequence[Step], end: Exit) -> bool:

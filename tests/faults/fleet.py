@@ -18,7 +18,7 @@ from tests.support.processes import WorkerProcess
 RESTART_DELAY_S = 0.5
 LOOK_S = 0.1
 STOP_TIMEOUT_S = 60
-# The slowest start is that of slow_model: three batches of a minute before a worker is ready.
+# The slowest start is that of slow_model: two batches of a minute or more before a worker is ready.
 READY_TIMEOUT_S = 420.0
 
 
@@ -142,6 +142,14 @@ class Fleet:
     def metric(self, name: str) -> float:
         """The sum of a metric's samples over all workers that answer."""
         return sum(member.process.metric(name) for member in self._members if member.url is not None)
+
+    def held_beside(self, number: int) -> int:
+        """How many partitions the workers other than this one hold."""
+        return sum(self._assigned(member) for member in self._members if member.number != number % len(self))
+
+    def said(self, words: str) -> int:
+        """How often all logs together say this."""
+        return self.logs().count(words)
 
     def resident_bytes(self) -> list[int]:
         """The resident memory of each worker."""

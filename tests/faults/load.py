@@ -91,6 +91,10 @@ class Messages:
         text = json.dumps({"image": base64.b64encode(self._raw[image]).decode()}).encode()
         return Message(identity, partition, key, text, "application/json", image)
 
+    def zipped(self, identity: str) -> bool:
+        """Whether a message, by its id, is one of those of 5 MB."""
+        return self[int(identity.removeprefix("m-"))].zipped
+
 
 class Load:
     """Publishes messages on a thread of its own.

@@ -76,6 +76,11 @@ class Reader:
         self._thread.join()
         self._consumer.close()
 
+    @property
+    def letter_count(self) -> int:
+        """How many dead letters have come."""
+        return len(self._letters)
+
     def letters(self, messages: Messages, published: Mapping[Position, Published]) -> list[Letter]:
         """The dead letters, held against the messages that they should hold."""
         judgements = []

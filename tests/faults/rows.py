@@ -12,6 +12,10 @@ from tests.faults.bundles import SMALL, TUTORIAL
 
 MESSAGES = 100_000
 WORKERS = 3
+# Each burns a core of the two that there are.
+SLOW_WORKERS = 2
+SLOW_BATCH_S = 60.0
+BURN_MARGIN = 1.1
 MAX_IN_FLIGHT = 1000
 # Past the worker's session timeout of 6 s.
 ZOMBIE_S = 14.0
@@ -54,8 +58,9 @@ class Row:
         schedule: from a random generator and the scale.
         nodes, proxied: of the cluster.
         settings: of the workers, beside the common ones.
-        oversize_every: every so many-th poison message has 5 MB.
-        bundles: how many there are to swap; the last of them takes burn_s seconds a batch.
+        oversize_every: every so many-th poison message has 5 MB, at scale 1.
+        workers: how many, at most.
+        bundles: how many there are to swap; the last of them takes burn_s seconds a batch at least.
         messages: at scale 1.
         upfront: all messages are published before the first step, else half at a pace and half in bursts.
         secure: the workers log in, and their rights can be withdrawn.
@@ -69,6 +74,7 @@ class Row:
     schedule: Callable[[Random, float], list[Step]]
     nodes: int = 1
     proxied: bool = False
+    workers: int = WORKERS
     settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     oversize_every: int = 0
     bundles: int = 1
@@ -161,12 +167,12 @@ def _bundle_swap(rng: Random, scale: float) -> list[Step]:
 
 
 def _slow_model(rng: Random, scale: float) -> list[Step]:
-    # Longer than the 30 s after which the group would throw out a member that does not poll.
-    return [Step("endure", 1.0, 0.0, 0, lasting(150, scale, 30), WORKERS)]
+    # Two batches of each worker at least, also where other processes have their share of the cores.
+    return [Step("endure", 1.0, 0.0, 0, 2.6 * _burn(scale), SLOW_WORKERS)]
 
 
 def _letters_unwritable(rng: Random, scale: float) -> list[Step]:
-    return [Step("stop_broker", 3.0, rng.uniform(0, LEAD_S), rng.randint(1, 3), lasting(30, scale, 10), WORKERS)]
+    return [Step("stop_replica", 3.0, rng.uniform(0, LEAD_S), rng.randint(1, 3), lasting(30, scale, 10), WORKERS)]
 
 
 def _rights(rng: Random, scale: float) -> list[Step]:
@@ -226,8 +232,8 @@ def _short(rng: Random, _scale: float) -> list[Step]:
 
 
 def _burn(scale: float) -> float:
-    # What a batch takes when all workers burn at once; alone it has their share of the cores too.
-    return lasting(65, scale, 12) / WORKERS
+    # Twice the 30 s after which the group would throw out a member that does not poll, and what a clock may err.
+    return lasting(SLOW_BATCH_S * BURN_MARGIN, scale, 12)
 
 
 # Kinds of resources whose rights are withdrawn, see tests.faults.actions.
@@ -257,6 +263,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             Row(
                 "slow_model",
                 _slow_model,
+                workers=SLOW_WORKERS,
                 settings={"max_batch_size": 8, "drain_timeout_s": 5, "start_timeout_s": 120},
                 bundles=2,
                 burn_s=_burn,
