@@ -1,18 +1,22 @@
 """What the steps of a schedule do.  A function's name is the step's action."""
 
+import contextlib
 import math
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
 
 from deploy.local_kafka import KafkaCluster
 from deploy.local_kafka.admin import Resource
+from deploy.local_kafka.node import ClusterError
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Fleet
 from tests.faults.load import PARTITIONS, POISON_EVERY, Load
@@ -29,6 +33,7 @@ NOTICE_TIMEOUT_S = 40.0
 JOIN_TIMEOUT_S = 30.0
 # Until a stopped node's replicas count as out of sync, and what was under way has been read.
 SHRINK_S = 2.0
+IN_SYNC_TIMEOUT_S = 120.0
 _NOTICED = re.compile("were revoked|read again")
 # A slow model's worker may hold its bytes in flight, one fetch of 32 MB, the next one, and what Python adds.
 SLOW_GROWTH_BYTES = 192 * MIB
@@ -50,13 +55,32 @@ class Stage:
     burn_s: float = 0.0  # what a batch of the slow bundle takes at least
     revoked: int = 0  # how often the logs had spoken of it when the row began
     guests: int = 0
+    # Steps run at once: one may hide what another does, or make it impossible.
+    crowded: bool = False
+    locks: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     problems: list[str] = field(default_factory=list)
+
+    def missed(self, problem: str) -> None:
+        """A fault was not met, which cannot be asked of each where they crowd."""
+        if not self.crowded:
+            self.problems.append(problem)
+
+    @property
+    def swap_timeout_s(self) -> float:
+        """In a crowd workers may be starting, and their Kafka be away for a while."""
+        return SWAP_TIMEOUT_S * (4 if self.crowded else 1)
 
 
 def perform(stage: Stage, step: Step) -> None:
-    """Wait, let messages come, and do what the step says."""
+    """Wait, let messages come, and do what the step says, alone on the resource that it needs."""
     pause(step.wait_s)
-    if step.action in {"kill", "terminate", "zombie"}:
+    resource = RESOURCES.get(step.action, step.action)
+    with contextlib.nullcontext() if resource is None else stage.locks[resource.format(step.target)]:
+        _perform(stage, step)
+
+
+def _perform(stage: Stage, step: Step) -> None:
+    if step.action in {"kill", "terminate", "zombie"} and not stage.crowded:
         # A worker that is still starting would feel nothing, and its own start is not what is tested here.
         stage.fleet.wait_ready()
         stage.fleet.wait_assigned(step.target)
@@ -85,9 +109,11 @@ def zombie(stage: Stage, step: Step) -> None:
     before = len(_NOTICED.findall(stage.fleet.log_of(step.target)))
     stage.fleet.pause(step.target)
     pause(step.seconds)
-    if (held := stage.fleet.held_beside(step.target)) < PARTITIONS:
+    if not stage.crowded and (held := stage.fleet.held_beside(step.target)) < PARTITIONS:
         stage.problems.append(f"the group did not move on from worker {step.target}: the others hold {held}")
     stage.fleet.resume(step.target)
+    if stage.crowded:  # another fault may have ended it meanwhile
+        return
     deadline = time.monotonic() + NOTICE_TIMEOUT_S
     while len(_NOTICED.findall(stage.fleet.log_of(step.target))) == before:
         if time.monotonic() > deadline:
@@ -126,7 +152,33 @@ def kill_broker(stage: Stage, step: Step) -> None:
 def _start_broker(stage: Stage, step: Step) -> None:
     pause(step.seconds)
     stage.cluster.start_node(step.target)
+    _wait_in_sync(stage)
+
+
+def _wait_in_sync(stage: Stage) -> None:
+    """Until the cluster works and every replica is in sync: before that the loss of another node is a second one."""
     stage.cluster.wait_ready()
+    if len(stage.cluster.nodes) == 1:
+        return
+    deadline = time.monotonic() + IN_SYNC_TIMEOUT_S
+    while not _in_sync(stage.cluster.bootstrap):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"not every replica was in sync {IN_SYNC_TIMEOUT_S:.0f} s after its node was back")
+        pause(LOOK_S)
+
+
+def _in_sync(bootstrap: str) -> bool:
+    with contextlib.suppress(KafkaError):
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        try:
+            return all(
+                len(partition["isr_nodes"]) == len(partition["replica_nodes"])
+                for topic in admin.describe_topics()
+                for partition in topic["partitions"]
+            )
+        finally:
+            admin.close()
+    return False
 
 
 def silence_broker(stage: Stage, step: Step) -> None:
@@ -134,7 +186,7 @@ def silence_broker(stage: Stage, step: Step) -> None:
     stage.cluster.pause_node(step.target)
     pause(step.seconds)
     stage.cluster.resume_node(step.target)
-    stage.cluster.wait_ready()
+    _wait_in_sync(stage)
 
 
 def cut(stage: Stage, step: Step) -> None:
@@ -143,7 +195,7 @@ def cut(stage: Stage, step: Step) -> None:
     _proxy(stage).cut()
     pause(0.5)
     if _proxy(stage).connections_cut == before:
-        stage.problems.append("there was no connection to cut: the workers do not use the proxy")
+        stage.missed("there was no connection to cut: the workers do not use the proxy")
 
 
 def hold_produce(stage: Stage, step: Step) -> None:
@@ -170,7 +222,7 @@ def slow_network(stage: Stage, step: Step) -> None:
     slow = _least_latency(stage, began + 1.0, time.time() - 1.0)
     _proxy(stage).delay_s = 0.0
     if not before < SLOW_NETWORK_S <= slow < math.inf:
-        stage.problems.append(
+        stage.missed(
             f"the quickest answer took {before:.3f} s, and {slow:.3f} s while each request took {SLOW_NETWORK_S} s "
             "longer: the fault has missed"
         )
@@ -226,6 +278,15 @@ def throttle(stage: Stage, step: Step) -> None:
 
 def guest(stage: Stage, step: Step) -> None:
     """Another member joins the group, takes partitions, does nothing with them, and leaves: two rebalances."""
+    # Without its brokers, which may be away in a crowd, a client raises now and then.
+    with contextlib.suppress(KafkaError):
+        _visit(stage, step)
+    stage.guests += 1
+    if stage.fleet.said(REVOKED) - stage.revoked < stage.guests:
+        stage.missed(f"guest {stage.guests} came and went, and no worker lost a partition to it")
+
+
+def _visit(stage: Stage, step: Step) -> None:
     consumer = KafkaConsumer(
         stage.topics[0],
         bootstrap_servers=stage.cluster.bootstrap,
@@ -243,44 +304,65 @@ def guest(stage: Stage, step: Step) -> None:
         while not consumer.assignment() and time.monotonic() < deadline:
             consumer.poll(timeout_ms=100, max_records=1)
         if not consumer.assignment():
-            stage.problems.append(f"a guest got no partition within {JOIN_TIMEOUT_S:.0f} s: no rebalance took place")
+            stage.missed(f"a guest got no partition within {JOIN_TIMEOUT_S:.0f} s: no rebalance took place")
         until = time.monotonic() + step.seconds
         while time.monotonic() < until:
             consumer.poll(timeout_ms=100, max_records=1)
     finally:
         consumer.close(autocommit=False, timeout_ms=5000)
-    stage.guests += 1
-    if stage.fleet.said(REVOKED) - stage.revoked < stage.guests:
-        stage.problems.append(f"guest {stage.guests} came and went, and no worker lost a partition to it")
 
 
 def swap(stage: Stage, step: Step) -> None:
     """Let `current` point to another bundle; its verdicts must come, without a restart."""
+    before = stage.fleet.said(SWAPPED)
     version = stage.shelf.switch(step.target)
-    seen, swapped = len(stage.reader.answers), stage.fleet.said(SWAPPED)
-    deadline = time.monotonic() + SWAP_TIMEOUT_S
-    while all(answer.version != version for answer in stage.reader.answers[seen:]) or stage.fleet.said(
-        SWAPPED
-    ) - swapped < len(stage.fleet):
+    seen = len(stage.reader.answers)
+    # A worker that starts meanwhile need not swap.
+    workers = 0 if stage.crowded else len(stage.fleet)
+    judged, swapped = False, 0
+    deadline = time.monotonic() + stage.swap_timeout_s
+    while not judged or swapped < workers:
         if time.monotonic() > deadline:
+            verdicts = "verdicts came" if judged else "no verdict came"
             stage.problems.append(
-                f"{stage.fleet.said(SWAPPED) - swapped} workers swapped, or no verdict of bundle {version} came, "
-                f"within {SWAP_TIMEOUT_S:.0f} s of its swap"
+                f"bundle {version}: {swapped} workers swapped, {verdicts} within {stage.swap_timeout_s:.0f} s"
             )
             return
+        judged = any(answer.version == version for answer in stage.reader.answers[seen:])
+        swapped = stage.fleet.said(SWAPPED) - before
         stage.load.more(PARTITIONS)
         pause(LOOK_S)
 
 
+def swap_slow(stage: Stage, step: Step) -> None:
+    """A bundle whose batches take seconds, for a while."""
+    before = stage.shelf.current
+    swap(stage, step)
+    pause(step.seconds)
+    stage.shelf.switch(before)
+
+
 def swap_damaged(stage: Stage, step: Step) -> None:
-    """Let `current` point to a damaged bundle: it must be refused aloud, and the old one go on."""
+    """Let `current` point to a damaged bundle: it must be refused aloud, and the old one go on.
+
+    No worker is started meanwhile: it would rightly end.
+    """
+    while True:
+        with stage.locks[STARTS]:
+            if not stage.crowded or stage.fleet.settled():
+                _swap_damaged(stage)
+                return
+        pause(LOOK_S)
+
+
+def _swap_damaged(stage: Stage) -> None:
     before = stage.fleet.said(REFUSED)
     damage = stage.shelf.switch_to_damaged()
-    deadline = time.monotonic() + SWAP_TIMEOUT_S
+    deadline = time.monotonic() + stage.swap_timeout_s
     while stage.fleet.said(REFUSED) - before < len(stage.fleet):
         if time.monotonic() > deadline:
             stage.problems.append(
-                f"not every log says within {SWAP_TIMEOUT_S:.0f} s that a bundle was refused ({damage})"
+                f"not every log says within {stage.swap_timeout_s:.0f} s that a bundle was refused ({damage})"
             )
             break
         pause(LOOK_S)
@@ -335,6 +417,21 @@ REVOKED = "were revoked"
 SWAPPED = "swapped: '"
 
 
+# What a step must have for itself, so that what it does is undone before another does the same; {} is its target.
+# Other steps have their own name for it; None: at any time, also twice at once.
+STARTS = "starts of workers"
+RESOURCES: Mapping[str, str | None] = MappingProxyType(
+    {
+        **dict.fromkeys(("stop_broker", "stop_replica", "kill_broker", "silence_broker"), "brokers"),
+        **dict.fromkeys(("hold_produce", "hold_everything"), "requests"),
+        **dict.fromkeys(("swap", "swap_slow", "swap_damaged"), "bundle"),
+        **dict.fromkeys(("kill", "terminate"), STARTS),
+        "zombie": "worker {}",
+        "cut": None,
+    }
+)
+
+
 def _proxy(stage: Stage) -> Proxy:
     assert stage.proxy is not None, "the row has no proxy: set proxied"
     return stage.proxy
@@ -351,6 +448,7 @@ ACTIONS: Mapping[str, Callable[[Stage, Step], None]] = MappingProxyType(
                 slow_network,
                 guest,
                 swap,
+                swap_slow,
                 swap_damaged,
                 endure,
                 withdraw,

@@ -126,6 +126,11 @@ class Shelf:
         switch_current(self.folder, str(folder))
         return DAMAGES[damage]
 
+    @property
+    def current(self) -> int:
+        """The number of the last good bundle that `current` pointed to."""
+        return self._current
+
     def switch_back(self) -> None:
         """Let `current` point to the last good bundle again."""
         self.switch(self._current)

@@ -1,6 +1,7 @@
 """Runs one row: a Kafka, a fleet of workers, a load, the schedule's steps, and the account at the end."""
 
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -33,9 +34,11 @@ RATE_UNMEASURED = 500.0
 DRAIN_S = 60.0
 SETTLE_S = 3.0
 LAST_READ_S = 30.0
-# Of a worker's start and stop, and of what one fault changes.
-LOG_LINES = 50
-LOG_LINES_PER_FAULT = 20
+# Of a worker's start and stop, and of the group's coming to rest.
+LOG_LINES = 30
+# For so long after its end a fault may still be spoken of: sessions, transactions and retries run out.
+AFTERMATH_S = 30.0
+Span = tuple[float, float]
 # A rate for the paced half of the load; a schedule without faults has no length to spread it over.
 LEAST_SPREAD_S = 5.0
 
@@ -110,7 +113,10 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
         oversize_every = max(2, round(row.oversize_every * options.scale)) if row.oversize_every else 0
         messages = Messages(shelf.images, oversize_every)
         half = 0 if row.upfront else total // 2
-        spread = max(LEAST_SPREAD_S, sum(step.wait_s + step.lead_s + step.seconds for step in steps))
+        lanes = _lanes(steps)
+        spread = max(
+            LEAST_SPREAD_S, *(sum(step.wait_s + step.lead_s + step.seconds for step in lane) for lane in lanes)
+        )
         load = Load(cluster.bootstrap, INPUT, messages, total, rate=half / spread)
         resources.callback(load.close)
         reader = Reader(cluster.bootstrap, OUTPUT, LETTERS)
@@ -130,10 +136,8 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
         stage = Stage(cluster, proxy, fleet, load, reader, shelf, (INPUT, OUTPUT, LETTERS), GROUP, burst)
         stage.burn_s = row.burn_s(options.scale) if row.burn_s is not None else 0.0
         stage.revoked = fleet.said(REVOKED)
-        began = time.monotonic()
-        for number, step in enumerate(steps, start=1):
-            say(f"  {time.monotonic() - began:6.1f} s  {number}/{len(steps)}  {step}")
-            perform(stage, step)
+        stage.crowded = len(lanes) > 1
+        spans = _perform_all(stage, lanes, say)
         # From the last fault's end on, and with all that is published only now.
         ended, answered = time.monotonic(), len(reader.answered)
         load.finish()
@@ -156,6 +160,7 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
         problems = [*stage.problems, *load.failures, *result.problems]
         if oversize_every:
             problems += _oversize_problems(letters, {at for at, it in published.items() if messages.zipped(it.id)})
+        problems += _log_problems(row, spans, fleet, say)
         problems += _run_problems(row, steps, fleet, set(load.acknowledged) - set(published))
         if reader.failure is not None:
             problems.append(f"the campaign's own reader failed: {reader.failure!r}")
@@ -264,11 +269,63 @@ def _run_problems(row: Row, steps: Sequence[Step], fleet: Fleet, vanished: set[P
     # kafka-python has tracebacks of its own for a connection that is gone; how often it may speak is bounded below.
     if any("Traceback" in line and '"logger": "kafka.' not in line for line in lines):
         problems.append("a worker logged a traceback")
-    allowed = (LOG_LINES + LOG_LINES_PER_FAULT * len(steps)) * len(
-        {(end.worker, end.incarnation) for end in fleet.exits}
-    )
-    if len(lines) > allowed:
-        problems.append(f"the workers logged {len(lines)} lines, {allowed} are enough for one per change of state")
+    return problems
+
+
+def _lanes(steps: Sequence[Step]) -> list[list[Step]]:
+    lanes: dict[int, list[Step]] = {0: []}
+    for step in steps:
+        lanes.setdefault(step.lane, []).append(step)
+    return list(lanes.values())
+
+
+def _perform_all(stage: Stage, lanes: Sequence[Sequence[Step]], say: Callable[[str], None]) -> list[Span]:
+    """Perform the steps, each lane on a thread of its own; returns when each was under way.
+
+    Raises what the first lane that fails has raised; the others then end with their present step.
+    """
+    began = time.monotonic()
+    count = sum(map(len, lanes))
+    spans: list[Span] = []
+    failures: list[BaseException] = []
+
+    def follow(lane: Sequence[Step]) -> None:
+        try:
+            for step in lane:
+                if failures:
+                    return
+                since = time.monotonic()
+                say(f"  {since - began:6.1f} s  {len(spans) + 1}/{count}  {step}")
+                perform(stage, step)
+                spans.append((since, time.monotonic()))
+        except BaseException as error:  # noqa: BLE001 - it is raised again, on the thread that waits
+            failures.append(error)
+
+    threads = [threading.Thread(target=follow, args=(lane,), name=f"lane {n}") for n, lane in enumerate(lanes)]
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return spans
+
+
+def _log_problems(row: Row, spans: Sequence[Span], fleet: Fleet, say: Callable[[str], None]) -> list[str]:
+    """Each incarnation may log its start and end, and so many lines for each fault that it lived through."""
+    problems = []
+    most = (0, 0)
+    for end in fleet.exits:
+        faults = sum(since < end.ended and until + AFTERMATH_S > end.began for since, until in spans)
+        allowed = LOG_LINES + row.lines_per_fault * faults
+        most = max(most, (len(end.said), faults), key=lambda it: it[0] - row.lines_per_fault * it[1])
+        if len(end.said) > allowed:
+            problems.append(
+                f"worker-{end.worker}-{end.incarnation:03}.log has {len(end.said)} lines, {allowed} are enough for "
+                f"one per change of state: it lived through {faults} faults"
+            )
+    say(f"  the longest log of a worker: {most[0]} lines for {most[1]} faults")
     return problems
 
 
@@ -282,10 +339,12 @@ def _oversize_problems(letters: Sequence[Letter], oversize: set[Position]) -> li
 
 
 def _may_end_so(row: Row, steps: Sequence[Step], end: Exit) -> bool:
-    if end.asked:
-        killed = any(step.action == "kill" for step in steps)
-        return end.code == 0 or end.code in row.may_exit or (killed and end.code == -9)
-    return False
+    if not end.asked:
+        return False
+    # SIGTERM ends a process that has not come to its first line yet, and so to no handler of its own.
+    unborn = end.code == -signal.SIGTERM and not end.said
+    killed = end.code == -signal.SIGKILL and any(step.action == "kill" for step in steps)
+    return end.code == 0 or end.code in row.may_exit or killed or unborn
 
 
 def _exit_problem(end: Exit) -> str:

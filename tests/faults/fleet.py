@@ -28,12 +28,18 @@ class FleetError(Exception):
 
 @dataclass(frozen=True)
 class Exit:
-    """An end of a worker: `asked` says whether the campaign had killed or stopped it."""
+    """An end of a worker: `asked` says whether the campaign had killed or stopped it.
+
+    A worker may be asked at any time, also while it starts; the next incarnation has not been asked.
+    """
 
     worker: int
     incarnation: int
     code: int
     asked: bool
+    began: float  # monotonic clock, in seconds
+    ended: float
+    said: tuple[str, ...]  # the lines of its log
 
 
 @dataclass
@@ -41,6 +47,7 @@ class _Member:
     number: int
     incarnation: int
     process: WorkerProcess
+    began: float
     asked: bool = False
     url: str | None = None
     gone_since: float | None = None
@@ -105,6 +112,10 @@ class Fleet:
                     f"worker {number} was not ready within {timeout_s:.0f} s; its log ends:\n{text[-2000:]}"
                 )
             self._stopping.wait(LOOK_S)
+
+    def settled(self) -> bool:
+        """Whether every worker is ready, and none was asked to end."""
+        return all(not member.asked for member in self._members) and all(map(self._ready, range(len(self))))
 
     def wait_assigned(self, number: int, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until a worker holds partitions: a ready one may get its first with the next heartbeat only.
@@ -192,7 +203,7 @@ class Fleet:
 
     def _start(self, number: int, incarnation: int) -> _Member:
         log = self._folder / f"worker-{number}-{incarnation:03}.log"
-        return _Member(number, incarnation, WorkerProcess(log, self._settings))
+        return _Member(number, incarnation, WorkerProcess(log, self._settings), time.monotonic())
 
     def _signal(self, number: int, which: signal.Signals, *, asked: bool = False) -> None:
         with self._lock:
@@ -227,4 +238,7 @@ class Fleet:
                         self._members[index] = self._start(member.number, member.incarnation + 1)
 
     def _record(self, member: _Member, code: int) -> None:
-        self.exits.append(Exit(member.number, member.incarnation, code, member.asked))
+        said = tuple(member.process.text.splitlines())
+        self.exits.append(
+            Exit(member.number, member.incarnation, code, member.asked, member.began, time.monotonic(), said)
+        )

@@ -3,8 +3,8 @@
 A row's schedule is a list of steps made from a seed; tests.faults.actions says what a step does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
 
@@ -36,6 +36,7 @@ class Step:
         target: which worker, node or bundle.
         seconds: how long it lasts.
         hits: how many workers it makes repeat their work in flight.
+        lane: the steps of a lane come one after the other, lanes run at once.
     """
 
     action: str
@@ -44,10 +45,12 @@ class Step:
     target: int = 0
     seconds: float = 0.0
     hits: int = 1
+    lane: int = 0
 
     def __str__(self) -> str:
         lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
-        return f"wait {self.wait_s:.1f} s; burst; wait {self.lead_s:.2f} s; {self.action} {self.target}{lasts}"
+        lane = f"lane {self.lane}: " if self.lane else ""
+        return f"{lane}wait {self.wait_s:.1f} s; burst; wait {self.lead_s:.2f} s; {self.action} {self.target}{lasts}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Row:
         strict_letters: the dead-letter topic wants all replicas.
         evidence: what a worker's log must say, or the fault has missed.
         may_exit: exit codes that a worker may end with unasked, or when asked.
+        lines_per_fault: how much a worker may log for each.
         max_gap_s: the longest that a partition may stand still for readers.
     """
 
@@ -86,6 +90,7 @@ class Row:
     strict_letters: bool = False
     evidence: str | None = None
     may_exit: frozenset[int] = frozenset()
+    lines_per_fault: int = 10
     max_gap_s: float | None = None
 
 
@@ -194,29 +199,54 @@ def _backlog(_rng: Random, scale: float) -> list[Step]:
 
 
 def _everything(rng: Random, scale: float) -> list[Step]:
-    """Any fault on any target, until ten minutes are filled."""
-    kinds: Sequence[Callable[[float, float, int], Step]] = (
+    """Two lanes of faults at once, each until ten minutes are filled: every kind first, then as it comes."""
+    both: Sequence[_Make] = (
         lambda wait, lead, worker: Step("kill", wait, lead, worker),
         lambda wait, lead, worker: Step("terminate", wait, lead, worker),
         lambda wait, lead, worker: Step("zombie", wait, lead, worker, ZOMBIE_S),
+        lambda wait, lead, _: Step("cut", wait, lead, hits=WORKERS),
+    )
+    brokers: Sequence[_Make] = (
         lambda wait, lead, node: Step("stop_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
         lambda wait, lead, node: Step("kill_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
         lambda wait, lead, node: Step("silence_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
-        lambda wait, lead, _: Step("cut", wait, lead, hits=WORKERS),
+        lambda wait, lead, _: Step("guest", wait, lead, 0, rng.uniform(0.5, 5), WORKERS),
+    )
+    network_and_bundles: Sequence[_Make] = (
         lambda wait, lead, _: Step("hold_everything", wait, lead, 0, rng.uniform(1, 20), WORKERS),
         lambda wait, lead, _: Step("hold_produce", wait, lead, 0, rng.uniform(5, 20), WORKERS),
         lambda wait, lead, _: Step("slow_network", wait, lead, 0, rng.uniform(5, 15), WORKERS),
-        lambda wait, lead, _: Step("guest", wait, lead, 0, rng.uniform(0.5, 5), WORKERS),
-        lambda wait, lead, number: Step("swap", wait, lead, number % 2, hits=0),
+        lambda wait, lead, _: Step("swap", wait, lead, hits=0),
         lambda wait, lead, _: Step("swap_damaged", wait, lead, hits=0),
+        lambda wait, lead, _: Step("swap_slow", wait, lead, 2, rng.uniform(5, 15), hits=0),
     )
-    # First one of each, then as it comes.
+    return [
+        *_lane(rng, scale, 0, (*both, *brokers)),
+        *_alternating(_lane(rng, scale, 1, (*both, *network_and_bundles))),
+    ]
+
+
+_Make = Callable[[float, float, int], Step]
+
+
+def _lane(rng: Random, scale: float, lane: int, kinds: Sequence[_Make]) -> list[Step]:
     order = rng.sample(kinds, len(kinds))
     steps: list[Step] = []
     while order or sum(step.wait_s + step.seconds for step in steps) < 600 * scale:
         make = order.pop() if order else rng.choice(kinds)
-        steps.append(make(rng.uniform(1, 12), rng.uniform(0, LEAD_S), rng.randrange(WORKERS)))
+        steps.append(replace(make(rng.uniform(1, 12), rng.uniform(0, LEAD_S), rng.randrange(WORKERS)), lane=lane))
     return steps
+
+
+def _alternating(steps: Sequence[Step]) -> Iterator[Step]:
+    """Each swap goes to the other of the first two bundles: its verdicts tell that it took place."""
+    target = 0
+    for step in steps:
+        if step.action == "swap":
+            target = 1 - target
+            yield replace(step, target=target)
+        else:
+            yield step
 
 
 def _short(rng: Random, _scale: float) -> list[Step]:
@@ -282,7 +312,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 proxied=True,
                 settings=RELOADING,
                 oversize_every=100,
-                bundles=2,
+                bundles=3,
+                burn_s=lambda _: 2.0,
                 shape=TUTORIAL,
                 strict_letters=True,
                 evidence="read again",
