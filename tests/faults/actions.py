@@ -316,6 +316,7 @@ def _visit(stage: Stage, step: Step) -> None:
 
 def swap(stage: Stage, step: Step) -> None:
     """Let `current` point to another bundle; its verdicts must come, without a restart."""
+    assert stage.shelf.current != step.target, "a swap to what is current proves nothing"
     before = stage.fleet.said(SWAPPED)
     version = stage.shelf.switch(step.target)
     seen = len(stage.reader.answers)

@@ -1,5 +1,6 @@
 """Runs one row: a Kafka, a fleet of workers, a load, the schedule's steps, and the account at the end."""
 
+import itertools
 import shutil
 import signal
 import tempfile
@@ -209,8 +210,7 @@ def _fill_shelf(folder: Path, row: Row, scale: float) -> Shelf:
     for number in range(row.bundles):
         last = number == row.bundles - 1
         shelf.add(burn_s=row.burn_s(scale) if row.burn_s is not None and last else 0.0)
-    if row.burn_s is None:
-        shelf.switch(0)
+    shelf.switch(row.first_bundle)
     return shelf
 
 
@@ -286,6 +286,7 @@ def _perform_all(stage: Stage, lanes: Sequence[Sequence[Step]], say: Callable[[s
     """
     began = time.monotonic()
     count = sum(map(len, lanes))
+    numbers = itertools.count(1)
     spans: list[Span] = []
     failures: list[BaseException] = []
 
@@ -295,7 +296,7 @@ def _perform_all(stage: Stage, lanes: Sequence[Sequence[Step]], say: Callable[[s
                 if failures:
                     return
                 since = time.monotonic()
-                say(f"  {since - began:6.1f} s  {len(spans) + 1}/{count}  {step}")
+                say(f"  {since - began:6.1f} s  {next(numbers)}/{count}  {step}")
                 perform(stage, step)
                 spans.append((since, time.monotonic()))
         except BaseException as error:  # noqa: BLE001 - it is raised again, on the thread that waits

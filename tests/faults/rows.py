@@ -64,6 +64,7 @@ class Row:
         oversize_every: every so many-th poison message has 5 MB, at scale 1.
         workers: how many, at most.
         bundles: how many there are to swap; the last of them takes burn_s seconds a batch at least.
+        first_bundle: the one that is current when the workers start.
         messages: at scale 1.
         upfront: all messages are published before the first step, else half at a pace and half in bursts.
         secure: the workers log in, and their rights can be withdrawn.
@@ -82,6 +83,7 @@ class Row:
     settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     oversize_every: int = 0
     bundles: int = 1
+    first_bundle: int = 0
     shape: tuple[int, int, int] = SMALL
     burn_s: Callable[[float], float] | None = None
     messages: int = MESSAGES
@@ -296,6 +298,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 workers=SLOW_WORKERS,
                 settings={"max_batch_size": 8, "drain_timeout_s": 5, "start_timeout_s": 120},
                 bundles=2,
+                first_bundle=1,
                 burn_s=_burn,
                 upfront=True,
                 may_exit=frozenset({1}),

@@ -155,12 +155,12 @@ def test_a_swap_that_not_every_worker_followed(
     monkeypatch.setattr(actions, "SWAP_TIMEOUT_S", 0.05)
     answers: list[Answer] = []
     world = stage(
-        shelf={"switch": lambda _: "v2"},
+        shelf={"switch": lambda _: "v2", "current": 0},
         load={"more": lambda _: answers.append(Answer((0, 0), 0, 0.0, "", 0.0, None, version))},
         reader={"answers": answers},
     )
     world.fleet = Swapping(0, said)  # type: ignore[assignment]
-    actions.swap(world, Step("swap", 0.0))
+    actions.swap(world, Step("swap", 0.0, target=1))
     assert len(world.problems) == problems
 
 
