@@ -36,7 +36,7 @@ DRAIN_S = 60.0
 SETTLE_S = 3.0
 LAST_READ_S = 30.0
 # Of a worker's start and stop, and of the group's coming to rest.
-LOG_LINES = 30
+LOG_LINES = 24
 # For so long after its end a fault may still be spoken of: sessions, transactions and retries run out.
 AFTERMATH_S = 30.0
 Span = tuple[float, float]

@@ -71,7 +71,7 @@ class Row:
         strict_letters: the dead-letter topic wants all replicas.
         evidence: what a worker's log must say, or the fault has missed.
         may_exit: exit codes that a worker may end with unasked, or when asked.
-        lines_per_fault: how much a worker may log for each.
+        lines_per_fault: how much a worker may log for each: twice what it needs to say that it began and ended.
         max_gap_s: the longest that a partition may stand still for readers.
     """
 
@@ -92,7 +92,7 @@ class Row:
     strict_letters: bool = False
     evidence: str | None = None
     may_exit: frozenset[int] = frozenset()
-    lines_per_fault: int = 10
+    lines_per_fault: int = 8
     max_gap_s: float | None = None
 
 
@@ -291,7 +291,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 # One that is stopped while the group moves on cannot commit its last work, and says so.
                 may_exit=frozenset({1}),
             ),
-            Row("bundle_swap", _bundle_swap, settings=RELOADING, bundles=2),
+            Row("bundle_swap", _bundle_swap, settings=RELOADING, bundles=2, lines_per_fault=6),
             Row(
                 "slow_model",
                 _slow_model,
@@ -305,8 +305,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             ),
             Row("dead_letters_unwritable_30s", _letters_unwritable, nodes=3, strict_letters=True),
             Row("rights_withdrawn", _rights, secure=True, evidence="Kafka does not let us"),
-            Row("producer_quota", _quota),
-            Row("slow_network", _slow_network, proxied=True),
+            Row("producer_quota", _quota, lines_per_fault=4),
+            Row("slow_network", _slow_network, proxied=True, lines_per_fault=4),
             Row("oversize_compressed", _nothing, oversize_every=50),
             Row(
                 "everything",
@@ -321,6 +321,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 strict_letters=True,
                 evidence="read again",
                 may_exit=frozenset({1}),
+                # Those that overlap are spoken of together.
+                lines_per_fault=3,
             ),
         )
     }
