@@ -20,11 +20,14 @@ class Published:
         id: as its verdict must name it.
         image: its number among the images that were scored offline; None for a poison message.
         at: when it was acknowledged, Unix time in seconds.
+        topic, timestamp_ms: as the record has them.
     """
 
     id: str
     image: int | None
     at: float
+    topic: str = ""
+    timestamp_ms: int = -1
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter: the position that it names, and whether it holds the original record."""
+    """A dead letter.
+
+    Attributes:
+        position: of the message that it names.
+        version: of the bundle that it names.
+        flaw: what is wrong with it, see tests.faults.letters.
+        omitted: it holds its message but for the value, which its topic could not take.
+    """
 
     position: Position
-    whole: bool
+    version: str
+    flaw: str | None = None
+    omitted: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ def account(
     allowed = 0 if exactly_once else duplicates_allowed
     if duplicates > allowed:
         problems.append(f"{duplicates} answers repeat, {allowed} may")
-    problems += _letter_problems(published, letters, exactly_once=exactly_once)
+    problems += _letter_problems(published, letters, offline, exactly_once=exactly_once)
     return Account(
         published=len(published),
         verdicts=len(answers),
@@ -194,7 +206,11 @@ def _first_occurrences(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _letter_problems(
-    published: Mapping[Position, Published], letters: Sequence[Letter], *, exactly_once: bool
+    published: Mapping[Position, Published],
+    letters: Sequence[Letter],
+    offline: Mapping[str, Offline],
+    *,
+    exactly_once: bool,
 ) -> list[str]:
     poison = {position for position, message in published.items() if message.image is None}
     counts = Counter(letter.position for letter in letters)
@@ -205,8 +221,13 @@ def _letter_problems(
         problems.append(f"{len(needless)} dead letters are for good messages, the first at {_named(needless)}")
     if exactly_once and (repeated := sorted(position for position, count in counts.items() if count > 1)):
         problems.append(f"{len(repeated)} messages have several dead letters, the first at {_named(repeated)}")
-    if broken := sorted(letter.position for letter in letters if not letter.whole):
-        problems.append(f"{len(broken)} dead letters do not hold their record, the first at {_named(broken)}")
+    if broken := [letter for letter in letters if letter.flaw is not None]:
+        first = broken[0]
+        where = _named([first.position])
+        problems.append(f"{len(broken)} dead letters do not hold their record, the first at {where}: {first.flaw}")
+    if strange := [letter for letter in letters if letter.version not in offline]:
+        where = _named([strange[0].position])
+        problems.append(f"{len(strange)} dead letters name an unknown bundle, the first at {where}")
     return problems
 
 

@@ -1,23 +1,28 @@
 """What the steps of a schedule do.  A function's name is the step's action."""
 
+import contextlib
+import math
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
 
 from deploy.local_kafka import KafkaCluster
 from deploy.local_kafka.admin import Resource
+from deploy.local_kafka.node import ClusterError
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Fleet
-from tests.faults.load import PARTITIONS, Load
+from tests.faults.load import PARTITIONS, POISON_EVERY, Load
 from tests.faults.proxy import PRODUCE, Proxy
 from tests.faults.reader import Reader
-from tests.faults.rows import Step
+from tests.faults.rows import BURN_MARGIN, Step
 
 MIB = 1 << 20
 CLIENT_ID = "faults-worker"
@@ -26,11 +31,14 @@ LOOK_S = 0.2
 SLOW_NETWORK_S = 0.2
 NOTICE_TIMEOUT_S = 40.0
 JOIN_TIMEOUT_S = 30.0
+# On a busy machine a slow model is slower still.
+ENDURE_LONGER = 3
+# Until a stopped node's replicas count as out of sync, and what was under way has been read.
+SHRINK_S = 2.0
+IN_SYNC_TIMEOUT_S = 120.0
 _NOTICED = re.compile("were revoked|read again")
 # A slow model's worker may hold its bytes in flight, one fetch of 32 MB, the next one, and what Python adds.
 SLOW_GROWTH_BYTES = 192 * MIB
-# A slow model's batch takes at least so large a part of the time for which it is watched: 37 s of 150 s.
-SLOW_SHARE = 4
 
 
 @dataclass
@@ -46,13 +54,35 @@ class Stage:
     topics: tuple[str, str, str]  # input, output, dead letters
     group: str
     burst: int
+    burn_s: float = 0.0  # what a batch of the slow bundle takes at least
+    revoked: int = 0  # how often the logs had spoken of it when the row began
+    guests: int = 0
+    # Steps run at once: one may hide what another does, or make it impossible.
+    crowded: bool = False
+    locks: defaultdict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     problems: list[str] = field(default_factory=list)
+
+    def missed(self, problem: str) -> None:
+        """A fault was not met, which cannot be asked of each where they crowd."""
+        if not self.crowded:
+            self.problems.append(problem)
+
+    @property
+    def swap_timeout_s(self) -> float:
+        """In a crowd workers may be starting, and their Kafka be away for a while."""
+        return SWAP_TIMEOUT_S * (4 if self.crowded else 1)
 
 
 def perform(stage: Stage, step: Step) -> None:
-    """Wait, let messages come, and do what the step says."""
+    """Wait, let messages come, and do what the step says, alone on the resource that it needs."""
     pause(step.wait_s)
-    if step.action in {"kill", "terminate", "zombie"}:
+    resource = RESOURCES.get(step.action, step.action)
+    with contextlib.nullcontext() if resource is None else stage.locks[resource.format(step.target)]:
+        _perform(stage, step)
+
+
+def _perform(stage: Stage, step: Step) -> None:
+    if step.action in {"kill", "terminate", "zombie"} and not stage.crowded:
         # A worker that is still starting would feel nothing, and its own start is not what is tested here.
         stage.fleet.wait_ready()
         stage.fleet.wait_assigned(step.target)
@@ -81,7 +111,11 @@ def zombie(stage: Stage, step: Step) -> None:
     before = len(_NOTICED.findall(stage.fleet.log_of(step.target)))
     stage.fleet.pause(step.target)
     pause(step.seconds)
+    if not stage.crowded and (held := stage.fleet.held_beside(step.target)) < PARTITIONS:
+        stage.problems.append(f"the group did not move on from worker {step.target}: the others hold {held}")
     stage.fleet.resume(step.target)
+    if stage.crowded:  # another fault may have ended it meanwhile
+        return
     deadline = time.monotonic() + NOTICE_TIMEOUT_S
     while len(_NOTICED.findall(stage.fleet.log_of(step.target))) == before:
         if time.monotonic() > deadline:
@@ -96,6 +130,21 @@ def stop_broker(stage: Stage, step: Step) -> None:
     _start_broker(stage, step)
 
 
+def stop_replica(stage: Stage, step: Step) -> None:
+    """A node away for a while, without which no dead letter can be written."""
+    stage.cluster.stop_node(step.target)
+    pause(SHRINK_S)
+    letters, published = stage.reader.letter_count, len(stage.load.acknowledged)
+    pause(step.seconds)
+    if stage.reader.letter_count != letters:
+        stage.problems.append("dead letters came while their topic could not be written: the fault has missed")
+    # Any so many messages in a row hold poison.
+    if len(stage.load.acknowledged) - published < 2 * POISON_EVERY:
+        stage.problems.append("too little was published to need a dead letter: the fault has missed")
+    stage.cluster.start_node(step.target)
+    _wait_in_sync(stage)
+
+
 def kill_broker(stage: Stage, step: Step) -> None:
     """Kill -9, and a start on the same data."""
     stage.cluster.kill_node(step.target)
@@ -105,7 +154,33 @@ def kill_broker(stage: Stage, step: Step) -> None:
 def _start_broker(stage: Stage, step: Step) -> None:
     pause(step.seconds)
     stage.cluster.start_node(step.target)
+    _wait_in_sync(stage)
+
+
+def _wait_in_sync(stage: Stage) -> None:
+    """Until the cluster works and every replica is in sync: before that the loss of another node is a second one."""
     stage.cluster.wait_ready()
+    if len(stage.cluster.nodes) == 1:
+        return
+    deadline = time.monotonic() + IN_SYNC_TIMEOUT_S
+    while not _in_sync(stage.cluster.bootstrap):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"not every replica was in sync {IN_SYNC_TIMEOUT_S:.0f} s after its node was back")
+        pause(LOOK_S)
+
+
+def _in_sync(bootstrap: str) -> bool:
+    with contextlib.suppress(KafkaError):
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        try:
+            return all(
+                len(partition["isr_nodes"]) == len(partition["replica_nodes"])
+                for topic in admin.describe_topics()
+                for partition in topic["partitions"]
+            )
+        finally:
+            admin.close()
+    return False
 
 
 def silence_broker(stage: Stage, step: Step) -> None:
@@ -113,7 +188,7 @@ def silence_broker(stage: Stage, step: Step) -> None:
     stage.cluster.pause_node(step.target)
     pause(step.seconds)
     stage.cluster.resume_node(step.target)
-    stage.cluster.wait_ready()
+    _wait_in_sync(stage)
 
 
 def cut(stage: Stage, step: Step) -> None:
@@ -122,7 +197,7 @@ def cut(stage: Stage, step: Step) -> None:
     _proxy(stage).cut()
     pause(0.5)
     if _proxy(stage).connections_cut == before:
-        stage.problems.append("there was no connection to cut: the workers do not use the proxy")
+        stage.missed("there was no connection to cut: the workers do not use the proxy")
 
 
 def hold_produce(stage: Stage, step: Step) -> None:
@@ -141,9 +216,31 @@ def hold_everything(stage: Stage, step: Step) -> None:
 
 def slow_network(stage: Stage, step: Step) -> None:
     """Every request takes a while longer."""
+    before = _least_latency(stage, 0.0, time.time() - step.lead_s)
+    began = time.time()
     _proxy(stage).delay_s = SLOW_NETWORK_S
     pause(step.seconds)
+    # The last second's may have been answered after it.
+    slow = _least_latency(stage, began + 1.0, time.time() - 1.0)
     _proxy(stage).delay_s = 0.0
+    if not before < SLOW_NETWORK_S <= slow < math.inf:
+        stage.missed(
+            f"the quickest answer took {before:.3f} s, and {slow:.3f} s while each request took {SLOW_NETWORK_S} s "
+            "longer: the fault has missed"
+        )
+
+
+def _least_latency(stage: Stage, since: float, until: float) -> float:
+    """From Kafka's acknowledgement of a message to its answer at best; infinite where there was none."""
+    published = stage.load.acknowledged
+    return min(
+        (
+            answer.at - published[answer.position]
+            for answer in stage.reader.answers[:]
+            if since <= published.get(answer.position, 0.0) <= until
+        ),
+        default=math.inf,
+    )
 
 
 def withdraw(stage: Stage, step: Step) -> None:
@@ -167,10 +264,15 @@ def throttle(stage: Stage, step: Step) -> None:
     answers = max(1, len(stage.reader.answers))
     need = stage.load.rate * stage.cluster.topic_bytes(stage.topics[1:]) / answers
     stage.cluster.set_producer_quota(CLIENT_ID, max(1, round(need / 10)))
+    # What was sent before, and what a quota lets through at once, is not counted.
+    pause(step.seconds / 2)
     answered = len(stage.reader.answered)
-    pause(step.seconds)
-    if len(stage.load.acknowledged) - len(stage.reader.answered) < stage.load.rate:
-        stage.problems.append("the workers kept up under the quota: the fault has missed")
+    pause(step.seconds / 2)
+    rate = (len(stage.reader.answered) - answered) / (step.seconds / 2)
+    if rate > stage.load.rate / 2:
+        stage.problems.append(
+            f"{rate:.0f} answers a second under the quota, {stage.load.rate:.0f} messages: the fault has missed"
+        )
     if len(stage.reader.answered) == answered:
         stage.problems.append("no answer at all came under the quota")
     stage.cluster.set_producer_quota(CLIENT_ID, None)
@@ -178,6 +280,15 @@ def throttle(stage: Stage, step: Step) -> None:
 
 def guest(stage: Stage, step: Step) -> None:
     """Another member joins the group, takes partitions, does nothing with them, and leaves: two rebalances."""
+    # Without its brokers, which may be away in a crowd, a client raises now and then.
+    with contextlib.suppress(KafkaError):
+        _visit(stage, step)
+    stage.guests += 1
+    if stage.fleet.said(REVOKED) - stage.revoked < stage.guests:
+        stage.missed(f"guest {stage.guests} came and went, and no worker lost a partition to it")
+
+
+def _visit(stage: Stage, step: Step) -> None:
     consumer = KafkaConsumer(
         stage.topics[0],
         bootstrap_servers=stage.cluster.bootstrap,
@@ -195,7 +306,7 @@ def guest(stage: Stage, step: Step) -> None:
         while not consumer.assignment() and time.monotonic() < deadline:
             consumer.poll(timeout_ms=100, max_records=1)
         if not consumer.assignment():
-            stage.problems.append(f"a guest got no partition within {JOIN_TIMEOUT_S:.0f} s: no rebalance took place")
+            stage.missed(f"a guest got no partition within {JOIN_TIMEOUT_S:.0f} s: no rebalance took place")
         until = time.monotonic() + step.seconds
         while time.monotonic() < until:
             consumer.poll(timeout_ms=100, max_records=1)
@@ -205,25 +316,57 @@ def guest(stage: Stage, step: Step) -> None:
 
 def swap(stage: Stage, step: Step) -> None:
     """Let `current` point to another bundle; its verdicts must come, without a restart."""
+    assert stage.shelf.current != step.target, "a swap to what is current proves nothing"
+    before = stage.fleet.said(SWAPPED)
     version = stage.shelf.switch(step.target)
     seen = len(stage.reader.answers)
-    deadline = time.monotonic() + SWAP_TIMEOUT_S
-    while all(answer.version != version for answer in stage.reader.answers[seen:]):
+    # A worker that starts meanwhile need not swap.
+    workers = 0 if stage.crowded else len(stage.fleet)
+    judged, swapped = False, 0
+    deadline = time.monotonic() + stage.swap_timeout_s
+    while not judged or swapped < workers:
         if time.monotonic() > deadline:
-            stage.problems.append(f"no verdict of bundle {version} came within {SWAP_TIMEOUT_S:.0f} s of its swap")
+            verdicts = "verdicts came" if judged else "no verdict came"
+            stage.problems.append(
+                f"bundle {version}: {swapped} workers swapped, {verdicts} within {stage.swap_timeout_s:.0f} s"
+            )
             return
+        judged = any(answer.version == version for answer in stage.reader.answers[seen:])
+        swapped = stage.fleet.said(SWAPPED) - before
         stage.load.more(PARTITIONS)
         pause(LOOK_S)
 
 
+def swap_slow(stage: Stage, step: Step) -> None:
+    """A bundle whose batches take seconds, for a while."""
+    before = stage.shelf.current
+    swap(stage, step)
+    pause(step.seconds)
+    stage.shelf.switch(before)
+
+
 def swap_damaged(stage: Stage, step: Step) -> None:
-    """Let `current` point to a damaged bundle: it must be refused aloud, and the old one go on."""
-    before = stage.fleet.logs().count(REFUSED)
+    """Let `current` point to a damaged bundle: it must be refused aloud, and the old one go on.
+
+    No worker is started meanwhile: it would rightly end.
+    """
+    while True:
+        with stage.locks[STARTS]:
+            if not stage.crowded or stage.fleet.settled():
+                _swap_damaged(stage)
+                return
+        pause(LOOK_S)
+
+
+def _swap_damaged(stage: Stage) -> None:
+    before = stage.fleet.said(REFUSED)
     damage = stage.shelf.switch_to_damaged()
-    deadline = time.monotonic() + SWAP_TIMEOUT_S
-    while stage.fleet.logs().count(REFUSED) == before:
+    deadline = time.monotonic() + stage.swap_timeout_s
+    while stage.fleet.said(REFUSED) - before < len(stage.fleet):
         if time.monotonic() > deadline:
-            stage.problems.append(f"no log says within {SWAP_TIMEOUT_S:.0f} s that a bundle was refused ({damage})")
+            stage.problems.append(
+                f"not every log says within {stage.swap_timeout_s:.0f} s that a bundle was refused ({damage})"
+            )
             break
         pause(LOOK_S)
     stage.shelf.switch_back()
@@ -235,12 +378,19 @@ def endure(stage: Stage, step: Step) -> None:
     batches, spent = _inferences(stage.fleet)
     until = time.monotonic() + step.seconds
     highest = memory
-    while time.monotonic() < until:
+    count, took = 0.0, 0.0
+    # Twice for each worker, however busy the machine is: the second batch is polled and sent around the first.
+    while time.monotonic() < until or (
+        count < 2 * len(stage.fleet) and time.monotonic() < until + ENDURE_LONGER * step.seconds
+    ):
         pause(1.0)
         highest = max(highest, *stage.fleet.resident_bytes())
-    batches_now, spent_now = _inferences(stage.fleet)
-    if batches_now == batches or (spent_now - spent) / (batches_now - batches) < step.seconds / SLOW_SHARE:
-        stage.problems.append(f"{batches_now - batches:.0f} batches took {spent_now - spent:.0f} s: that is not slow")
+        batches_now, spent_now = _inferences(stage.fleet)
+        count, took = batches_now - batches, spent_now - spent
+    if count < 2 * len(stage.fleet) or took / count < stage.burn_s / BURN_MARGIN:
+        stage.problems.append(
+            f"{count:.0f} batches took {took:.0f} s: that is not {stage.burn_s / BURN_MARGIN:.0f} s each"
+        )
     if stage.fleet.metric(REBALANCES) != rebalances:
         stage.problems.append("the group rebalanced while the model was slow")
     if highest - memory > SLOW_GROWTH_BYTES:
@@ -270,6 +420,23 @@ def work_off(stage: Stage, step: Step) -> None:
 INFERENCE = "reconstream_inference_duration_seconds"
 REBALANCES = "reconstream_rebalances_total"
 REFUSED = "is refused"
+REVOKED = "were revoked"
+SWAPPED = "swapped: '"
+
+
+# What a step must have for itself, so that what it does is undone before another does the same; {} is its target.
+# Other steps have their own name for it; None: at any time, also twice at once.
+STARTS = "starts of workers"
+RESOURCES: Mapping[str, str | None] = MappingProxyType(
+    {
+        **dict.fromkeys(("stop_broker", "stop_replica", "kill_broker", "silence_broker"), "brokers"),
+        **dict.fromkeys(("hold_produce", "hold_everything"), "requests"),
+        **dict.fromkeys(("swap", "swap_slow", "swap_damaged"), "bundle"),
+        **dict.fromkeys(("kill", "terminate"), STARTS),
+        "zombie": "worker {}",
+        "cut": None,
+    }
+)
 
 
 def _proxy(stage: Stage) -> Proxy:
@@ -281,8 +448,20 @@ ACTIONS: Mapping[str, Callable[[Stage, Step], None]] = MappingProxyType(
     {
         action.__name__: action
         for action in (
-            *(kill, terminate, zombie, stop_broker, kill_broker, silence_broker, cut, hold_produce),
-            *(hold_everything, slow_network, guest, swap, swap_damaged, endure, withdraw, throttle, work_off),
+            *(kill, terminate, zombie, stop_broker, stop_replica, kill_broker, silence_broker, cut),
+            *(
+                hold_produce,
+                hold_everything,
+                slow_network,
+                guest,
+                swap,
+                swap_slow,
+                swap_damaged,
+                endure,
+                withdraw,
+                throttle,
+                work_off,
+            ),
         )
     }
 )

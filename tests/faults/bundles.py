@@ -17,8 +17,9 @@ from worker.core.bundle import Bundle
 SMALL = (8, 8, 1)
 TUTORIAL = (28, 28, 1)
 IMAGES = 256
-BURN_SIZE = 4096
-# Below every tolerance, and yet the product is needed: the optimiser cannot leave it out.
+# Small steps one after the other: no second core makes them faster.
+BURN_UNITS, BURN_SAMPLE = 256, 2000
+# Below every tolerance, and yet the steps are needed: the optimiser cannot leave them out.
 BURN_WEIGHT = 1e-12
 DAMAGES = ("a byte of the model changed", "a file missing", "the manifest changed")
 
@@ -49,7 +50,7 @@ class Shelf:
         """Write another bundle and let `current` point to it.
 
         Args:
-            burn_s: its batches take so many seconds of two cores more.
+            burn_s: its batches take so many seconds more, on one core: however idle the machine is, no less.
             null: a model that costs nothing, in place of the tutorial's.
         """
         from worker.adapters.keras_scorer import KerasScorer, select_backend
@@ -125,6 +126,11 @@ class Shelf:
         switch_current(self.folder, str(folder))
         return DAMAGES[damage]
 
+    @property
+    def current(self) -> int:
+        """The number of the last good bundle that `current` pointed to."""
+        return self._current
+
     def switch_back(self) -> None:
         """Let `current` point to the last good bundle again."""
         self.switch(self._current)
@@ -142,25 +148,38 @@ def _null(shape: tuple[int, int, int]) -> Any:
 
 
 def _burning(model: Any, shape: tuple[int, int, int], seconds: float) -> Any:
-    """The model with as many large matrix products behind its score as take so long on this machine."""
+    """The model with a recurrent network behind its score that takes so long on one core of this machine.
+
+    Each of its steps needs the one before: a worker that has several cores to itself is no faster.
+    """
     import keras
     from keras import ops
 
-    def multiply(x: Any) -> Any:
-        # The cosine keeps the values between 0.5 and 1: no overflow, no denormal numbers.
-        return ops.cos(ops.matmul(x, x) / BURN_SIZE)
+    # The bias keeps the values away from zero: no denormal numbers.
+    steps = keras.layers.SimpleRNN(BURN_UNITS, bias_initializer="ones")
 
-    square = ops.ones((BURN_SIZE, BURN_SIZE))
-    multiply(square)
-    began = time.perf_counter()
-    float(ops.max(multiply(square)))
-    rounds = max(1, round(seconds / (time.perf_counter() - began)))
+    def burnt(score: Any, count: int) -> Any:
+        return steps(ops.broadcast_to(ops.reshape(ops.mean(score), (1, 1, 1)), (1, count, 1)))
+
     image = keras.Input(shape, dtype="uint8", name="image")
     out = model(image)
-    x = ops.broadcast_to(ops.reshape(ops.mean(out["score"]), (1, 1)), (BURN_SIZE, BURN_SIZE))
-    for _ in range(rounds):
-        x = multiply(x)
-    score = out["score"] + BURN_WEIGHT * ops.mean(x)
+    step_s = _cpu_seconds(keras.Model(image, burnt(out["score"], BURN_SAMPLE)), shape) / BURN_SAMPLE
+    score = out["score"] + BURN_WEIGHT * ops.mean(burnt(out["score"], max(1, round(seconds / step_s))))
     return keras.Model(
         image, {"score": score, "error": out["error"], "reconstruction": out["reconstruction"]}, name="slow"
     )
+
+
+def _cpu_seconds(model: Any, shape: tuple[int, int, int]) -> float:
+    """What a call costs at best: a busy machine must not make the model quicker than it was asked to be."""
+    import tensorflow as tf
+
+    images = tf.constant(np.ones((1, *shape), np.uint8))
+    call = tf.function(lambda image: model(image, training=False), autograph=False)
+    call(images)
+    spent = []
+    for _ in range(5):
+        began = time.process_time()
+        call(images)
+        spent.append(time.process_time() - began)
+    return min(spent)

@@ -1,6 +1,8 @@
 """Runs one row: a Kafka, a fleet of workers, a load, the schedule's steps, and the account at the end."""
 
+import itertools
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -15,11 +17,11 @@ import msgspec
 
 from deploy.local_kafka import KafkaCluster
 from deploy.local_kafka.cluster import USER
-from tests.faults.accounting import Account, Position, account
-from tests.faults.actions import CLIENT_ID, Stage, pause, perform
+from tests.faults.accounting import Account, Letter, Position, account
+from tests.faults.actions import CLIENT_ID, REVOKED, Stage, pause, perform
 from tests.faults.bundles import Shelf
 from tests.faults.fleet import Exit, Fleet
-from tests.faults.load import PARTITIONS, Load, Messages
+from tests.faults.load import LETTER_BYTES, PARTITIONS, Load, Messages
 from tests.faults.proxy import Proxy
 from tests.faults.reader import Reader, read_input
 from tests.faults.rows import MAX_IN_FLIGHT, WORKERS, Row, Step
@@ -28,16 +30,16 @@ Mode = Literal["at_least_once", "exactly_once"]
 MODES: tuple[Mode, ...] = ("at_least_once", "exactly_once")
 
 INPUT, OUTPUT, LETTERS, GROUP = "images", "verdicts", "dead-letters", "faults"
-# The dead-letter topic must take what the input topic took, and 64 KiB of headers.
-LETTER_BYTES = (1 << 20) + (128 << 10)
 # What a row's backlog is held against where no fault-free row was measured, messages a second.
 RATE_UNMEASURED = 500.0
 DRAIN_S = 60.0
 SETTLE_S = 3.0
 LAST_READ_S = 30.0
-# Of a worker's start and stop, and of what one fault changes.
-LOG_LINES = 50
-LOG_LINES_PER_FAULT = 20
+# Of a worker's start and stop, and of the group's coming to rest.
+LOG_LINES = 24
+# For so long after its end a fault may still be spoken of: sessions, transactions and retries run out.
+AFTERMATH_S = 30.0
+Span = tuple[float, float]
 # A rate for the paced half of the load; a schedule without faults has no length to spread it over.
 LEAST_SPREAD_S = 5.0
 
@@ -108,14 +110,19 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
                 LETTERS: (PARTITIONS, {"max.message.bytes": LETTER_BYTES, **strict}),
             }
         )
-        messages = Messages(shelf.images, row.oversize_every)
+        # So that there are some of each kind at every scale.
+        oversize_every = max(2, round(row.oversize_every * options.scale)) if row.oversize_every else 0
+        messages = Messages(shelf.images, oversize_every)
         half = 0 if row.upfront else total // 2
-        spread = max(LEAST_SPREAD_S, sum(step.wait_s + step.lead_s + step.seconds for step in steps))
+        lanes = _lanes(steps)
+        spread = max(
+            LEAST_SPREAD_S, *(sum(step.wait_s + step.lead_s + step.seconds for step in lane) for lane in lanes)
+        )
         load = Load(cluster.bootstrap, INPUT, messages, total, rate=half / spread)
         resources.callback(load.close)
         reader = Reader(cluster.bootstrap, OUTPUT, LETTERS)
         resources.callback(reader.close)
-        fleet = Fleet(folder, options.workers, _settings(row, options, cluster, shelf))
+        fleet = Fleet(folder, min(options.workers, row.workers), _settings(row, options, cluster, shelf))
         resources.callback(fleet.close)
         if row.upfront:
             load.start()
@@ -128,27 +135,33 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
             load.start()
         burst = (total - half) // max(1, len(steps))
         stage = Stage(cluster, proxy, fleet, load, reader, shelf, (INPUT, OUTPUT, LETTERS), GROUP, burst)
-        began = time.monotonic()
-        for number, step in enumerate(steps, start=1):
-            say(f"  {time.monotonic() - began:6.1f} s  {number}/{len(steps)}  {step}")
-            perform(stage, step)
+        stage.burn_s = row.burn_s(options.scale) if row.burn_s is not None else 0.0
+        stage.revoked = fleet.said(REVOKED)
+        stage.crowded = len(lanes) > 1
+        spans = _perform_all(stage, lanes, say)
+        # From the last fault's end on, and with all that is published only now.
+        ended, answered = time.monotonic(), len(reader.answered)
         load.finish()
-        backlog = len(load.acknowledged) - len(reader.answered)
-        seconds, drained = _drain(load, reader, DRAIN_S + backlog / options.rate, fleet)
+        backlog = len(load.acknowledged) - answered
+        seconds, drained = _drain(load, reader, ended, DRAIN_S + backlog / options.rate)
         pause(SETTLE_S)
         fleet.wait_ready()  # one that is still recovering would rightly end with 1
         fleet.stop()
         reader.close(LAST_READ_S)
         published = read_input(cluster.bootstrap, INPUT, messages, load.acknowledged)
+        letters = reader.letters(messages, published)
         result = account(
             published,
             reader.answers,
-            reader.letters(messages, published),
+            letters,
             shelf.offline,
             exactly_once=options.mode == "exactly_once",
             duplicates_allowed=MAX_IN_FLIGHT * sum(step.hits for step in steps),
         )
         problems = [*stage.problems, *load.failures, *result.problems]
+        if oversize_every:
+            problems += _oversize_problems(letters, {at for at, it in published.items() if messages.zipped(it.id)})
+        problems += _log_problems(row, spans, fleet, say)
         problems += _run_problems(row, steps, fleet, set(load.acknowledged) - set(published))
         if reader.failure is not None:
             problems.append(f"the campaign's own reader failed: {reader.failure!r}")
@@ -197,8 +210,7 @@ def _fill_shelf(folder: Path, row: Row, scale: float) -> Shelf:
     for number in range(row.bundles):
         last = number == row.bundles - 1
         shelf.add(burn_s=row.burn_s(scale) if row.burn_s is not None and last else 0.0)
-    if row.burn_s is None:
-        shelf.switch(0)
+    shelf.switch(row.first_bundle)
     return shelf
 
 
@@ -232,12 +244,11 @@ def _login(cluster: KafkaCluster) -> dict[str, object]:
     }
 
 
-def _drain(load: Load, reader: Reader, limit_s: float, fleet: Fleet) -> tuple[float, bool]:
-    """Wait until every message is answered; how long it took, and whether that was within the limit.
+def _drain(load: Load, reader: Reader, began: float, limit_s: float) -> tuple[float, bool]:
+    """Wait until every message is answered; how long it took since it began, and whether that was within the limit.
 
     It goes on for twice the limit, to tell a slow drain from a loss.
     """
-    began = time.monotonic()
     look = threading.Event()
     while not load.acknowledged.keys() <= reader.answered:
         if time.monotonic() - began > 2 * limit_s or reader.failure is not None:
@@ -258,19 +269,83 @@ def _run_problems(row: Row, steps: Sequence[Step], fleet: Fleet, vanished: set[P
     # kafka-python has tracebacks of its own for a connection that is gone; how often it may speak is bounded below.
     if any("Traceback" in line and '"logger": "kafka.' not in line for line in lines):
         problems.append("a worker logged a traceback")
-    allowed = (LOG_LINES + LOG_LINES_PER_FAULT * len(steps)) * len(
-        {(end.worker, end.incarnation) for end in fleet.exits}
-    )
-    if len(lines) > allowed:
-        problems.append(f"the workers logged {len(lines)} lines, {allowed} are enough for one per change of state")
     return problems
 
 
+def _lanes(steps: Sequence[Step]) -> list[list[Step]]:
+    lanes: dict[int, list[Step]] = {0: []}
+    for step in steps:
+        lanes.setdefault(step.lane, []).append(step)
+    return list(lanes.values())
+
+
+def _perform_all(stage: Stage, lanes: Sequence[Sequence[Step]], say: Callable[[str], None]) -> list[Span]:
+    """Perform the steps, each lane on a thread of its own; returns when each was under way.
+
+    Raises what the first lane that fails has raised; the others then end with their present step.
+    """
+    began = time.monotonic()
+    count = sum(map(len, lanes))
+    numbers = itertools.count(1)
+    spans: list[Span] = []
+    failures: list[BaseException] = []
+
+    def follow(lane: Sequence[Step]) -> None:
+        try:
+            for step in lane:
+                if failures:
+                    return
+                since = time.monotonic()
+                say(f"  {since - began:6.1f} s  {next(numbers)}/{count}  {step}")
+                perform(stage, step)
+                spans.append((since, time.monotonic()))
+        except BaseException as error:  # noqa: BLE001 - it is raised again, on the thread that waits
+            failures.append(error)
+
+    threads = [threading.Thread(target=follow, args=(lane,), name=f"lane {n}") for n, lane in enumerate(lanes)]
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return spans
+
+
+def _log_problems(row: Row, spans: Sequence[Span], fleet: Fleet, say: Callable[[str], None]) -> list[str]:
+    """Each incarnation may log its start and end, and so many lines for each fault that it lived through."""
+    problems = []
+    most = (0, 0)
+    for end in fleet.exits:
+        faults = sum(since < end.ended and until + AFTERMATH_S > end.began for since, until in spans)
+        allowed = LOG_LINES + row.lines_per_fault * faults
+        most = max(most, (len(end.said), faults), key=lambda it: it[0] - row.lines_per_fault * it[1])
+        if len(end.said) > allowed:
+            problems.append(
+                f"worker-{end.worker}-{end.incarnation:03}.log has {len(end.said)} lines, {allowed} are enough for "
+                f"one per change of state: it lived through {faults} faults"
+            )
+    say(f"  the longest log of a worker: {most[0]} lines for {most[1]} faults")
+    return problems
+
+
+def _oversize_problems(letters: Sequence[Letter], oversize: set[Position]) -> list[str]:
+    """Both kinds must have been met: what its letter can hold, and what it cannot."""
+    return [
+        f"no dead letter of a message of 5 MB came {kind} its value: the fault has missed"
+        for omitted, kind in ((False, "with"), (True, "without"))
+        if not any(letter.position in oversize and letter.omitted == omitted for letter in letters)
+    ]
+
+
 def _may_end_so(row: Row, steps: Sequence[Step], end: Exit) -> bool:
-    if end.asked:
-        killed = any(step.action == "kill" for step in steps)
-        return end.code == 0 or end.code in row.may_exit or (killed and end.code == -9)
-    return False
+    if not end.asked:
+        return False
+    # SIGTERM ends a process that has not come to its first line yet, and so to no handler of its own.
+    unborn = end.code == -signal.SIGTERM and not end.said
+    killed = end.code == -signal.SIGKILL and any(step.action == "kill" for step in steps)
+    return end.code == 0 or end.code in row.may_exit or killed or unborn
 
 
 def _exit_problem(end: Exit) -> str:

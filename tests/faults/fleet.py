@@ -18,7 +18,7 @@ from tests.support.processes import WorkerProcess
 RESTART_DELAY_S = 0.5
 LOOK_S = 0.1
 STOP_TIMEOUT_S = 60
-# The slowest start is that of slow_model: three batches of a minute before a worker is ready.
+# The slowest start is that of slow_model: two batches of a minute or more before a worker is ready.
 READY_TIMEOUT_S = 420.0
 
 
@@ -28,12 +28,18 @@ class FleetError(Exception):
 
 @dataclass(frozen=True)
 class Exit:
-    """An end of a worker: `asked` says whether the campaign had killed or stopped it."""
+    """An end of a worker: `asked` says whether the campaign had killed or stopped it.
+
+    A worker may be asked at any time, also while it starts; the next incarnation has not been asked.
+    """
 
     worker: int
     incarnation: int
     code: int
     asked: bool
+    began: float  # monotonic clock, in seconds
+    ended: float
+    said: tuple[str, ...]  # the lines of its log
 
 
 @dataclass
@@ -41,6 +47,7 @@ class _Member:
     number: int
     incarnation: int
     process: WorkerProcess
+    began: float
     asked: bool = False
     url: str | None = None
     gone_since: float | None = None
@@ -106,6 +113,10 @@ class Fleet:
                 )
             self._stopping.wait(LOOK_S)
 
+    def settled(self) -> bool:
+        """Whether every worker is ready, and none was asked to end."""
+        return all(not member.asked for member in self._members) and all(map(self._ready, range(len(self))))
+
     def wait_assigned(self, number: int, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until a worker holds partitions: a ready one may get its first with the next heartbeat only.
 
@@ -142,6 +153,14 @@ class Fleet:
     def metric(self, name: str) -> float:
         """The sum of a metric's samples over all workers that answer."""
         return sum(member.process.metric(name) for member in self._members if member.url is not None)
+
+    def held_beside(self, number: int) -> int:
+        """How many partitions the workers other than this one hold."""
+        return sum(self._assigned(member) for member in self._members if member.number != number % len(self))
+
+    def said(self, words: str) -> int:
+        """How often all logs together say this."""
+        return self.logs().count(words)
 
     def resident_bytes(self) -> list[int]:
         """The resident memory of each worker."""
@@ -184,7 +203,7 @@ class Fleet:
 
     def _start(self, number: int, incarnation: int) -> _Member:
         log = self._folder / f"worker-{number}-{incarnation:03}.log"
-        return _Member(number, incarnation, WorkerProcess(log, self._settings))
+        return _Member(number, incarnation, WorkerProcess(log, self._settings), time.monotonic())
 
     def _signal(self, number: int, which: signal.Signals, *, asked: bool = False) -> None:
         with self._lock:
@@ -219,4 +238,7 @@ class Fleet:
                         self._members[index] = self._start(member.number, member.incarnation + 1)
 
     def _record(self, member: _Member, code: int) -> None:
-        self.exits.append(Exit(member.number, member.incarnation, code, member.asked))
+        said = tuple(member.process.text.splitlines())
+        self.exits.append(
+            Exit(member.number, member.incarnation, code, member.asked, member.began, time.monotonic(), said)
+        )

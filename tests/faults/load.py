@@ -24,6 +24,8 @@ PARTITIONS = 9
 POISON_EVERY = 100  # 1 %
 POISON_AT = 37
 OVERSIZE_BYTES = 5 << 20
+# The dead-letter topic must take what the input topic took, and headers: 128 KiB more than Kafka's default.
+LETTER_BYTES = (1 << 20) + (128 << 10)
 STEP_S = 0.05
 FLUSH_TIMEOUT_S = 120.0
 
@@ -88,6 +90,10 @@ class Messages:
             return Message(identity, partition, key, self._png[image], None, image)
         text = json.dumps({"image": base64.b64encode(self._raw[image]).decode()}).encode()
         return Message(identity, partition, key, text, "application/json", image)
+
+    def zipped(self, identity: str) -> bool:
+        """Whether a message, by its id, is one of those of 5 MB."""
+        return self[int(identity.removeprefix("m-"))].zipped
 
 
 class Load:

@@ -4,11 +4,9 @@ Rules: it goes to the brokers directly; it belongs to no group; what it sees is 
 """
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,21 +15,13 @@ from kafka import TopicPartition as ClientPartition
 from kafka.errors import KafkaError
 
 from tests.faults.accounting import Answer, Letter, Position, Published
+from tests.faults.letters import RawLetter, judged
 from tests.faults.load import PARTITIONS, Messages
 from worker.core.records import header
 from worker.core.verdicts import Verdict
 
 POLL_MS = 50
 FETCH_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class _Letter:
-    position: Position
-    key: bytes | None
-    value: bytes | None
-    omitted: bytes | None
-    null: bool
 
 
 def make_consumer(bootstrap: str, isolation: str = "read_committed") -> Any:
@@ -62,7 +52,7 @@ class Reader:
         self.answers: list[Answer] = []
         self.answered: set[Position] = set()
         self.failure: BaseException | None = None
-        self._letters: list[_Letter] = []
+        self._letters: list[RawLetter] = []
         self._output = output
         self._partitions = [ClientPartition(topic, n) for topic in (output, letters) for n in range(PARTITIONS)]
         self._bootstrap = bootstrap
@@ -86,9 +76,19 @@ class Reader:
         self._thread.join()
         self._consumer.close()
 
+    @property
+    def letter_count(self) -> int:
+        """How many dead letters have come."""
+        return len(self._letters)
+
     def letters(self, messages: Messages, published: Mapping[Position, Published]) -> list[Letter]:
         """The dead letters, held against the messages that they should hold."""
-        return [Letter(letter.position, _whole(letter, messages, published)) for letter in self._letters]
+        judgements = []
+        for letter in self._letters:
+            message = published.get(letter.position)
+            original = None if message is None else messages[int(message.id[2:])]
+            judgements.append(judged(letter, original, message))
+        return judgements
 
     def _at_end(self) -> bool:
         consumer = make_consumer(self._bootstrap, "read_uncommitted")
@@ -125,15 +125,7 @@ class Reader:
 
     def _take(self, partition: ClientPartition, record: Any, now: float) -> None:
         if partition.topic != self._output:
-            self._letters.append(
-                _Letter(
-                    (_number(record, "source-partition"), _number(record, "source-offset")),
-                    record.key,
-                    record.value,
-                    header(record.headers, "reconstream-value-sha256"),
-                    header(record.headers, "reconstream-value") == b"null",
-                )
-            )
+            self._letters.append(RawLetter(partition.partition, record.key, record.value, list(record.headers)))
             return
         verdict = msgspec.json.decode(record.value, type=Verdict)
         position = (verdict.source.partition, verdict.source.offset)
@@ -167,22 +159,8 @@ def read_input(
                     identity = (header(record.headers, "message-id") or b"").decode()
                     position = (record.partition, record.offset)
                     at = acknowledged.get(position, record.timestamp / 1000)
-                    published[position] = Published(identity, messages[int(identity[2:])].image, at)
+                    image = messages[int(identity[2:])].image
+                    published[position] = Published(identity, image, at, topic, record.timestamp)
     finally:
         consumer.close()
     return published
-
-
-def _number(record: Any, name: str) -> int:
-    return int(header(record.headers, f"reconstream-{name}") or -1)
-
-
-def _whole(letter: _Letter, messages: Messages, published: Mapping[Position, Published]) -> bool:
-    if letter.position not in published:
-        return False
-    original = messages[int(published[letter.position].id[2:])]
-    if letter.key != original.key:
-        return False
-    if letter.omitted is not None:
-        return letter.omitted.decode() == hashlib.sha256(original.value or b"").hexdigest()
-    return letter.null if original.value is None else letter.value == original.value

@@ -3,8 +3,8 @@
 A row's schedule is a list of steps made from a seed; tests.faults.actions says what a step does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
 
@@ -12,6 +12,10 @@ from tests.faults.bundles import SMALL, TUTORIAL
 
 MESSAGES = 100_000
 WORKERS = 3
+# Each burns a core of the two that there are.
+SLOW_WORKERS = 2
+SLOW_BATCH_S = 60.0
+BURN_MARGIN = 1.1
 MAX_IN_FLIGHT = 1000
 # Past the worker's session timeout of 6 s.
 ZOMBIE_S = 14.0
@@ -32,6 +36,7 @@ class Step:
         target: which worker, node or bundle.
         seconds: how long it lasts.
         hits: how many workers it makes repeat their work in flight.
+        lane: the steps of a lane come one after the other, lanes run at once.
     """
 
     action: str
@@ -40,10 +45,12 @@ class Step:
     target: int = 0
     seconds: float = 0.0
     hits: int = 1
+    lane: int = 0
 
     def __str__(self) -> str:
         lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
-        return f"wait {self.wait_s:.1f} s; burst; wait {self.lead_s:.2f} s; {self.action} {self.target}{lasts}"
+        lane = f"lane {self.lane}: " if self.lane else ""
+        return f"{lane}wait {self.wait_s:.1f} s; burst; wait {self.lead_s:.2f} s; {self.action} {self.target}{lasts}"
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,17 @@ class Row:
         schedule: from a random generator and the scale.
         nodes, proxied: of the cluster.
         settings: of the workers, beside the common ones.
-        oversize_every: every so many-th poison message has 5 MB.
-        bundles: how many there are to swap; the last of them takes burn_s seconds a batch.
+        oversize_every: every so many-th poison message has 5 MB, at scale 1.
+        workers: how many, at most.
+        bundles: how many there are to swap; the last of them takes burn_s seconds a batch at least.
+        first_bundle: the one that is current when the workers start.
         messages: at scale 1.
         upfront: all messages are published before the first step, else half at a pace and half in bursts.
         secure: the workers log in, and their rights can be withdrawn.
         strict_letters: the dead-letter topic wants all replicas.
         evidence: what a worker's log must say, or the fault has missed.
         may_exit: exit codes that a worker may end with unasked, or when asked.
+        lines_per_fault: how much a worker may log for each: twice what it needs to say that it began and ended.
         max_gap_s: the longest that a partition may stand still for readers.
     """
 
@@ -69,9 +79,11 @@ class Row:
     schedule: Callable[[Random, float], list[Step]]
     nodes: int = 1
     proxied: bool = False
+    workers: int = WORKERS
     settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     oversize_every: int = 0
     bundles: int = 1
+    first_bundle: int = 0
     shape: tuple[int, int, int] = SMALL
     burn_s: Callable[[float], float] | None = None
     messages: int = MESSAGES
@@ -80,6 +92,7 @@ class Row:
     strict_letters: bool = False
     evidence: str | None = None
     may_exit: frozenset[int] = frozenset()
+    lines_per_fault: int = 8
     max_gap_s: float | None = None
 
 
@@ -161,12 +174,12 @@ def _bundle_swap(rng: Random, scale: float) -> list[Step]:
 
 
 def _slow_model(rng: Random, scale: float) -> list[Step]:
-    # Longer than the 30 s after which the group would throw out a member that does not poll.
-    return [Step("endure", 1.0, 0.0, 0, lasting(150, scale, 30), WORKERS)]
+    # Two batches of each worker at least, also where other processes have their share of the cores.
+    return [Step("endure", 1.0, 0.0, 0, 2.6 * _burn(scale), SLOW_WORKERS)]
 
 
 def _letters_unwritable(rng: Random, scale: float) -> list[Step]:
-    return [Step("stop_broker", 3.0, rng.uniform(0, LEAD_S), rng.randint(1, 3), lasting(30, scale, 10), WORKERS)]
+    return [Step("stop_replica", 3.0, rng.uniform(0, LEAD_S), rng.randint(1, 3), lasting(30, scale, 10), WORKERS)]
 
 
 def _rights(rng: Random, scale: float) -> list[Step]:
@@ -188,29 +201,54 @@ def _backlog(_rng: Random, scale: float) -> list[Step]:
 
 
 def _everything(rng: Random, scale: float) -> list[Step]:
-    """Any fault on any target, until ten minutes are filled."""
-    kinds: Sequence[Callable[[float, float, int], Step]] = (
+    """Two lanes of faults at once, each until ten minutes are filled: every kind first, then as it comes."""
+    both: Sequence[_Make] = (
         lambda wait, lead, worker: Step("kill", wait, lead, worker),
         lambda wait, lead, worker: Step("terminate", wait, lead, worker),
         lambda wait, lead, worker: Step("zombie", wait, lead, worker, ZOMBIE_S),
+        lambda wait, lead, _: Step("cut", wait, lead, hits=WORKERS),
+    )
+    brokers: Sequence[_Make] = (
         lambda wait, lead, node: Step("stop_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
         lambda wait, lead, node: Step("kill_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
         lambda wait, lead, node: Step("silence_broker", wait, lead, node + 1, rng.uniform(1, 20), WORKERS),
-        lambda wait, lead, _: Step("cut", wait, lead, hits=WORKERS),
+        lambda wait, lead, _: Step("guest", wait, lead, 0, rng.uniform(0.5, 5), WORKERS),
+    )
+    network_and_bundles: Sequence[_Make] = (
         lambda wait, lead, _: Step("hold_everything", wait, lead, 0, rng.uniform(1, 20), WORKERS),
         lambda wait, lead, _: Step("hold_produce", wait, lead, 0, rng.uniform(5, 20), WORKERS),
         lambda wait, lead, _: Step("slow_network", wait, lead, 0, rng.uniform(5, 15), WORKERS),
-        lambda wait, lead, _: Step("guest", wait, lead, 0, rng.uniform(0.5, 5), WORKERS),
-        lambda wait, lead, number: Step("swap", wait, lead, number % 2, hits=0),
+        lambda wait, lead, _: Step("swap", wait, lead, hits=0),
         lambda wait, lead, _: Step("swap_damaged", wait, lead, hits=0),
+        lambda wait, lead, _: Step("swap_slow", wait, lead, 2, rng.uniform(5, 15), hits=0),
     )
-    # First one of each, then as it comes.
+    return [
+        *_lane(rng, scale, 0, (*both, *brokers)),
+        *_alternating(_lane(rng, scale, 1, (*both, *network_and_bundles))),
+    ]
+
+
+_Make = Callable[[float, float, int], Step]
+
+
+def _lane(rng: Random, scale: float, lane: int, kinds: Sequence[_Make]) -> list[Step]:
     order = rng.sample(kinds, len(kinds))
     steps: list[Step] = []
     while order or sum(step.wait_s + step.seconds for step in steps) < 600 * scale:
         make = order.pop() if order else rng.choice(kinds)
-        steps.append(make(rng.uniform(1, 12), rng.uniform(0, LEAD_S), rng.randrange(WORKERS)))
+        steps.append(replace(make(rng.uniform(1, 12), rng.uniform(0, LEAD_S), rng.randrange(WORKERS)), lane=lane))
     return steps
+
+
+def _alternating(steps: Sequence[Step]) -> Iterator[Step]:
+    """Each swap goes to the other of the first two bundles: its verdicts tell that it took place."""
+    target = 0
+    for step in steps:
+        if step.action == "swap":
+            target = 1 - target
+            yield replace(step, target=target)
+        else:
+            yield step
 
 
 def _short(rng: Random, _scale: float) -> list[Step]:
@@ -226,8 +264,8 @@ def _short(rng: Random, _scale: float) -> list[Step]:
 
 
 def _burn(scale: float) -> float:
-    # What a batch takes when all workers burn at once; alone it has their share of the cores too.
-    return lasting(65, scale, 12) / WORKERS
+    # Twice the 30 s after which the group would throw out a member that does not poll, and what a clock may err.
+    return lasting(SLOW_BATCH_S * BURN_MARGIN, scale, 12)
 
 
 # Kinds of resources whose rights are withdrawn, see tests.faults.actions.
@@ -253,20 +291,22 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 # One that is stopped while the group moves on cannot commit its last work, and says so.
                 may_exit=frozenset({1}),
             ),
-            Row("bundle_swap", _bundle_swap, settings=RELOADING, bundles=2),
+            Row("bundle_swap", _bundle_swap, settings=RELOADING, bundles=2, lines_per_fault=6),
             Row(
                 "slow_model",
                 _slow_model,
+                workers=SLOW_WORKERS,
                 settings={"max_batch_size": 8, "drain_timeout_s": 5, "start_timeout_s": 120},
                 bundles=2,
+                first_bundle=1,
                 burn_s=_burn,
                 upfront=True,
                 may_exit=frozenset({1}),
             ),
             Row("dead_letters_unwritable_30s", _letters_unwritable, nodes=3, strict_letters=True),
             Row("rights_withdrawn", _rights, secure=True, evidence="Kafka does not let us"),
-            Row("producer_quota", _quota),
-            Row("slow_network", _slow_network, proxied=True),
+            Row("producer_quota", _quota, lines_per_fault=4),
+            Row("slow_network", _slow_network, proxied=True, lines_per_fault=4),
             Row("oversize_compressed", _nothing, oversize_every=50),
             Row(
                 "everything",
@@ -275,11 +315,14 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 proxied=True,
                 settings=RELOADING,
                 oversize_every=100,
-                bundles=2,
+                bundles=3,
+                burn_s=lambda _: 2.0,
                 shape=TUTORIAL,
                 strict_letters=True,
                 evidence="read again",
                 may_exit=frozenset({1}),
+                # Those that overlap are spoken of together.
+                lines_per_fault=3,
             ),
         )
     }

@@ -47,7 +47,7 @@ def right_answer(position: Position, version: str = "v1", at: float | None = Non
 
 
 ANSWERS = [right_answer(position) for position in PUBLISHED]
-LETTERS = [Letter((partition, 3), whole=True) for partition in range(2)]
+LETTERS = [Letter((partition, 3), "v1") for partition in range(2)]
 
 
 def held(
@@ -149,9 +149,10 @@ def test_an_answer_to_nothing_is_a_problem() -> None:
     ("letters", "word"),
     [
         (LETTERS[:1], "no dead letter"),
-        ([*LETTERS, Letter((0, 0), whole=True)], "good messages"),
+        ([*LETTERS, Letter((0, 0), "v1")], "good messages"),
         ([*LETTERS, LETTERS[0]], "several dead letters"),
-        ([Letter((0, 3), whole=False), LETTERS[1]], "do not hold"),
+        ([Letter((0, 3), "v1", "its key is gone"), LETTERS[1]], "its key is gone"),
+        ([Letter((0, 3), "v9"), LETTERS[1]], "unknown bundle"),
     ],
 )
 def test_dead_letters_are_held_against_the_poison(letters: list[Letter], word: str) -> None:
