@@ -13,6 +13,7 @@ from typing import Any, Literal
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ACL, ACLFilter, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 from kafka.errors import KafkaError
+from kafka.protocol.admin import DescribeAclsRequest
 from kafka.protocol.admin.client_quotas import AlterClientQuotasRequest
 
 Resource = Literal["topic", "group", "transactional_id", "cluster"]
@@ -60,20 +61,25 @@ def allow_all(bootstrap: str, user: str) -> None:
     with admin_client(bootstrap) as admin:
         rules = [_rule(user, kind, "*" if kind != "cluster" else "kafka-cluster", allow=True) for kind in kinds]
         _require(admin.create_acls(rules))
+        for rule in rules:
+            _await_rule(admin, rule, there=True)
 
 
 def deny(bootstrap: str, user: str, kind: Resource, name: str) -> None:
-    """Deny a user everything on one resource; it wins over what is allowed."""
+    """Deny a user everything on one resource, by now on every broker; it wins over what is allowed."""
+    rule = _rule(user, kind, name, allow=False)
     with admin_client(bootstrap) as admin:
-        _require(admin.create_acls([_rule(user, kind, name, allow=False)]))
+        _require(admin.create_acls([rule]))
+        _await_rule(admin, rule, there=True)
 
 
 def undo_deny(bootstrap: str, user: str, kind: Resource, name: str) -> None:
-    """Take a denial back.  Raises KafkaError where there is none."""
+    """Take a denial back, by now on every broker.  Raises KafkaError where there is none."""
     rule = _rule(user, kind, name, allow=False)
-    pattern = ACLFilter(rule.principal, rule.host, rule.operation, rule.permission_type, rule.resource_pattern)
     with admin_client(bootstrap) as admin:
-        [(_, removed, error)] = admin.delete_acls([pattern])
+        [(_, removed, error)] = admin.delete_acls([_exactly(rule)])
+        if removed:
+            _await_rule(admin, rule, there=False)
     if not removed:
         raise KafkaError(f"nothing denies {user} the {kind} {name!r} ({error.__name__})")
 
@@ -192,6 +198,41 @@ def _rule(user: str, kind: Resource, name: str, *, allow: bool) -> Any:
     permission = ACLPermissionType.ALLOW if allow else ACLPermissionType.DENY
     pattern = ResourcePattern(ResourceType[kind.upper()], name)
     return ACL(f"User:{user}", "*", ACLOperation.ALL, permission, pattern)
+
+
+def _exactly(rule: Any) -> Any:
+    return ACLFilter(rule.principal, rule.host, rule.operation, rule.permission_type, rule.resource_pattern)
+
+
+def _await_rule(admin: Any, rule: Any, *, there: bool) -> None:
+    """Ask each broker until all that serve have the rule, or have it no longer.
+
+    The controller answers when the rule is in the metadata log; every broker's authorizer takes it from there in its
+    own time. A broker answers this question from the very list that its authorizer decides by.
+    """
+    request = DescribeAclsRequest(
+        resource_type_filter=rule.resource_pattern.resource_type,
+        resource_name_filter=rule.resource_pattern.resource_name,
+        pattern_type_filter=rule.resource_pattern.pattern_type,
+        principal_filter=rule.principal,
+        host_filter=rule.host,
+        operation=rule.operation,
+        permission_type=rule.permission_type,
+    )
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            # kafka-python's own describe_acls() asks any one of them.
+            answers = [admin._manager.run(admin._manager.send, request, node) for node in _brokers(admin)]
+            if all(not answer.error_code and bool(answer.resources) == there for answer in answers):
+                return
+            last: object = answers
+        except KafkaError as error:  # a node has died, and counts as gone in a moment
+            last = error
+        if time.monotonic() > deadline:
+            change = "enforce" if there else "forget"
+            raise TimeoutError(f"not all brokers {change} {rule} after {REQUEST_TIMEOUT_S:.0f} s: {last!r}")
+        time.sleep(POLL_S)
 
 
 def _require(result: Mapping[str, Sequence[Any]]) -> None:

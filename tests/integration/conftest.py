@@ -1,7 +1,10 @@
-"""What the integration tests share: one small real bundle."""
+"""What the integration tests share: small real bundles, and a cluster that has rights to withdraw."""
+
+from collections.abc import Iterator
 
 import pytest
 
+from deploy.local_kafka import KafkaCluster
 from tests.support.bundles import write_tiny_bundle
 from worker.core.bundle import Bundle
 
@@ -14,3 +17,10 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def fragile_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_tiny_bundle(tmp_path_factory.mktemp("fragile"), "fragile", fragile=True)
+
+
+@pytest.fixture(scope="session")
+def guarded_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """Three brokers that enforce access rules: use topics of your own, and give back what you withdraw."""
+    with KafkaCluster(tmp_path_factory.mktemp("guarded_kafka"), nodes=3, secure=True, acls=True) as cluster:
+        yield cluster

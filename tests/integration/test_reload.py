@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Broker
 from tests.integration.test_worker_process import Lane, expected, tampered
-from tests.support.bundles import tiny_images, write_tiny_bundle
+from tests.support.bundles import tiny_images, with_false_golden, write_tiny_bundle
 from tests.support.kafka import produce, read_all
 from tests.support.processes import WorkerProcess
 from worker.core.bundle import CURRENT, SCORER, Bundle
@@ -144,6 +144,48 @@ def test_a_corrupt_bundle_is_refused_and_a_repaired_one_is_taken_by_polling(
     [refusal] = [line for line in lines if line.get("level") == "error"]
     assert "SHA-256" in refusal["event"]
     assert pair[0].folder.name in refusal["event"]
+
+
+def test_a_bundle_that_fails_its_golden_images_is_refused_under_load_and_the_old_one_answers_everything(
+    kafka: Broker, topics: Callable[..., str], pair: tuple[Bundle, Bundle], tmp_path: Path
+) -> None:
+    lane = Lane(kafka, topics, pair[0])
+    point(tmp_path / "models", pair[0].folder)
+    false = with_false_golden(pair[1], tmp_path)
+    images = [image.tobytes() for image in tiny_images(100)]
+    produced = [0]
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            produce(lane.options, [OutRecord(lane.input, i % 3, None, image, []) for i, image in enumerate(images)])
+            produced[0] += len(images)
+
+    feeder = threading.Thread(target=load)
+    with start(lane, tmp_path / "worker.log", tmp_path / "models", reload_interval_s=0.1, max_batch_size=8) as worker:
+        worker.wait_ready()
+        feeder.start()
+        try:
+            lane.positions(at_least=100)
+            point(tmp_path / "models", false)
+            wait_for(lambda: reloads(worker, "refused") == 1, worker)
+            after = produced[0] + 2 * len(images)
+            wait_for(lambda: produced[0] >= after, worker)
+        finally:
+            stop.set()
+            feeder.join()
+        answers = read_all(lane.options, lane.output, produced[0], timeout_s=60)
+        counts = {outcome: reloads(worker, outcome) for outcome in ("refused", "swapped")}
+        assert worker.terminate() == ExitCode.STOPPED, worker.text
+    assert counts == {"refused": 1, "swapped": 0}
+    verdicts = [json.loads(answer.value or b"") for answer in answers]
+    assert len(verdicts) == produced[0]
+    assert {verdict["model"]["version"] for verdict in verdicts} == {pair[0].manifest.version}
+    assert {verdict["status"] for verdict in verdicts} == {"judged"}
+    lines = [json.loads(line) for line in worker.text.splitlines() if line.startswith("{")]
+    [refusal] = [line["event"] for line in lines if line.get("level") == "error"]
+    assert f"golden images of '{false.name}'" in refusal
+    assert f"'{pair[0].folder.name}' goes on judging" in refusal
 
 
 def test_ten_swaps_keep_no_memory_and_a_stop_in_the_middle_of_one_is_clean(

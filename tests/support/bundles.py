@@ -1,12 +1,14 @@
 """Small real bundles: a Keras model of a few weights, written by the code that writes the real ones."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.core.bundle import Bundle
+from worker.core.bundle import GOLDEN, MANIFEST, Bundle, digest_of, sha256_of
 
 SHAPE = (8, 8, 1)
 # An image that begins with this pixel has no finite score in the bundle that write_fragile_bundle makes.
@@ -59,6 +61,20 @@ def write_tiny_bundle(output: Path, name: str = "tiny", seed: int = 0, *, fragil
         training={"seed": seed},
         report="<!doctype html><title>tiny</title>",
     )
+
+
+def with_false_golden(bundle: Bundle, output: Path) -> Path:
+    """A copy whose golden images score otherwise than it says, and whose hashes are all right: its folder."""
+    folder = shutil.copytree(bundle.folder, output / "copy")
+    with np.load(folder / GOLDEN) as archive:
+        arrays = dict(archive)
+    arrays["scores"] = arrays["scores"] * np.float32(1.5)
+    np.savez(folder / GOLDEN, **arrays)
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    manifest["files"][GOLDEN] = sha256_of(folder / GOLDEN)
+    manifest["digest"] = digest_of(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    return folder.rename(output / f"{manifest['name']}-{manifest['digest'][:12]}")
 
 
 def _fragile(model: Any) -> Any:

@@ -1,11 +1,14 @@
 """A test's own view of a real Kafka: feed a topic, read all of another, see what was committed."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
+from kafka.errors import KafkaError
 
 from worker.adapters.kafka_publisher import KafkaPublisher
 from worker.adapters.kafka_source import KafkaSource
@@ -76,6 +79,42 @@ def committed(options: Mapping[str, object], group: str, topic: str) -> dict[int
         for partition, found in groups[group].items()
         if partition.topic == topic and found.offset >= 0
     }
+
+
+def move_leaders(bootstrap: str, topics: Collection[str], by: int = 1, timeout_s: float = 30) -> None:
+    """Give every partition of these topics another leader among its replicas, with all brokers up.
+
+    The preferred replica, the first of a partition's list, becomes the one `by` places behind it, and is elected.
+    """
+    deadline = time.monotonic() + timeout_s
+    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
+
+        def states() -> dict[ClientPartition, dict[str, Any]]:
+            return {
+                ClientPartition(topic["name"], state["partition_index"]): state
+                for topic in admin.describe_topics(list(topics))
+                for state in topic["partitions"]
+            }
+
+        before = states()
+        wanted = {}
+        for partition, state in before.items():
+            replicas = sorted(state["replica_nodes"])
+            turn = replicas.index(state["leader_id"]) + by
+            wanted[partition] = [replicas[(turn + place) % len(replicas)] for place in range(len(replicas))]
+        refused = {
+            partition: error for partition, error in admin.alter_partition_reassignments(wanted).items() if error
+        }
+        assert not refused, refused
+        by_topic: dict[str, list[int]] = {}
+        for partition in wanted:
+            by_topic.setdefault(partition.topic, []).append(partition.partition)
+        pause = threading.Event()
+        while any(state["leader_id"] != wanted[partition][0] for partition, state in states().items()):
+            assert time.monotonic() < deadline, f"the leaders did not move: {states()}"
+            with contextlib.suppress(KafkaError):  # a replica that lags for a moment cannot be elected yet
+                admin.elect_leaders(0, by_topic)
+            pause.wait(0.05)
 
 
 class KafkaWorld:

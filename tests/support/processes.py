@@ -8,23 +8,31 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 READY_S = 90
 
 
 class WorkerProcess:
-    """`reconstream-worker run` with settings as environment variables; its log is kept in a file."""
+    """`reconstream-worker run` with settings as environment variables; its log is kept in a file.
 
-    def __init__(self, log: Path, settings: Mapping[str, object]) -> None:
+    Args:
+        log: the file.
+        settings: by name, `__` between the parts of one.
+        program: in place of `-m worker`, with arguments of its own; `run` follows.
+    """
+
+    def __init__(
+        self, log: Path, settings: Mapping[str, object], program: Sequence[object] = ("-m", "worker")
+    ) -> None:
         self.log = log
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RECONSTREAM_")}
         environment |= {f"RECONSTREAM_{name.upper()}": str(value) for name, value in settings.items()}
         environment.setdefault("RECONSTREAM_HTTP_PORT", "0")
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "run"],
+                [sys.executable, *map(str, program), "run"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
