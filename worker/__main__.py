@@ -6,6 +6,7 @@ Nothing here imports Keras: --help and wrong settings answer at once.
 import difflib
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -78,9 +79,13 @@ def _run(arguments: list[str]) -> int:
 
 def _start_worker(settings: RunSettings) -> int:
     _warn_of_unknown_variables()
-    _log.info("settings", **settings.masked())
-    from worker import app  # noqa: PLC0415 - it builds the adapters, and those import slow libraries
-
+    # Until app.run handles it: a stop that comes while libraries are imported is no failure, nothing was read.
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(ExitCode.STOPPED))
+    try:
+        _log.info("settings", **settings.masked())
+        from worker import app  # noqa: PLC0415 - it builds the adapters, and those import slow libraries
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return app.run(settings)
 
 

@@ -137,8 +137,6 @@ def test_rights_that_come_back_in_time_are_used_without_a_restart(pair: Pair) ->
         assert set(lane.positions(at_least=64).values()) == {1}
 
 
-# Not yet in exactly_once: where the refusal comes while a transaction is sealed, its topic is not told from others.
-@pytest.mark.parametrize("pair", [("at_least_once",)], ids=["at_least_once"], indirect=True)
 def test_rights_that_stay_away_end_the_worker_within_its_bound_and_the_next_one_skips_nothing(pair: Pair) -> None:
     for lane in pair.lanes.values():
         lane.feed(30)

@@ -1,4 +1,4 @@
-"""Workers with names of their own in the group: a restart moves no partition."""
+"""Workers with names of their own in the group: a restart moves no partition, and a name has one bearer."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from worker.core.bundle import Bundle
 from worker.core.errors import ExitCode
 
 
-def test_a_restart_within_the_session_timeout_moves_no_partition(
+def test_a_restart_moves_no_partition_and_of_two_with_one_name_the_older_ends(
     kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     lane = Lane(kafka, topics, tiny_bundle)
@@ -46,7 +46,18 @@ def test_a_restart_within_the_session_timeout_moves_no_partition(
         lane.feed(30)
         assert lane.positions(at_least=60) == dict.fromkeys(expected(60), 1)
         assert group_events(neighbour) == undisturbed, neighbour.text
-        for worker in (second, neighbour):
+
+        third = start("third", "left")
+        wait_for(lambda: "loaded" in third.text, third, timeout_s=90)
+        lane.feed(1500)
+        assert second.wait() == ExitCode.KAFKA_REFUSED, second.text
+        assert "another member of the group has this worker's group_instance_id" in second.text
+        assert "Traceback" not in second.text
+        third.wait_ready()
+        assert lane.positions(at_least=1560) == dict.fromkeys(expected(1560), 1)
+        assert held(third) == partitions
+        assert group_events(neighbour) == undisturbed, neighbour.text
+        for worker in (third, neighbour):
             assert worker.terminate() == ExitCode.STOPPED, worker.text
 
 

@@ -1,8 +1,8 @@
 """What a transaction that was given up leaves behind: nothing."""
 
 import threading
+import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer
@@ -41,29 +41,30 @@ def test_positions_that_the_group_refused_are_in_no_later_transaction(
         assert len(read_all(options, output, 1)) == 1
 
 
-@pytest.mark.parametrize("denied", ["verdicts", "dead-letters"])
+@pytest.mark.parametrize("denied", [0, 1], ids=["verdicts", "dead-letters"])
 def test_rights_withdrawn_are_told_as_such_by_the_transaction_and_by_what_follows_it(
-    denied: str, tmp_path: Path
+    denied: int, guarded_kafka: KafkaCluster
 ) -> None:
-    with KafkaCluster(tmp_path, secure=True, acls=True) as cluster:
-        cluster.create_topics({"verdicts": (1, {}), "dead-letters": (1, {})})
-        transactions = KafkaTransactions(
-            cluster.client_settings("SASL_PLAINTEXT"), max_message_bytes=1 << 20, topic_limits={}, id_prefix="test"
-        )
-        records = [OutRecord(topic, 0, None, b"answer", []) for topic in ("verdicts", "dead-letters")]
+    names = [f"{name}-{uuid.uuid4().hex[:8]}" for name in ("verdicts", "dead-letters")]
+    guarded_kafka.create_topics({name: (1, {}) for name in names})
+    transactions = KafkaTransactions(
+        guarded_kafka.client_settings("SASL_PLAINTEXT"), max_message_bytes=1 << 20, topic_limits={}, id_prefix="test"
+    )
+    records = [OutRecord(topic, 0, None, b"answer", []) for topic in names]
+    ticket = transactions.send(records)
+    transactions.flush()
+    assert ticket.settled()
+    assert transactions.rebuild()
+    guarded_kafka.deny_app("topic", names[denied])
+
+    def deliver() -> None:
         ticket = transactions.send(records)
-        transactions.flush()
-        assert ticket.settled()
-        assert transactions.rebuild()
-        cluster.deny_app("topic", denied)
+        while not ticket.settled():
+            threading.Event().wait(0.02)
 
-        def deliver() -> None:
-            ticket = transactions.send(records)
-            while not ticket.settled():
-                threading.Event().wait(0.02)
-
-        for attempt in (deliver, transactions.rebuild):
-            with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
-                attempt()
-            assert (caught.value.step, caught.value.topic) == ("refused", denied)
-        transactions.close()
+    for attempt in (deliver, transactions.rebuild):
+        with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
+            attempt()
+        assert (caught.value.step, caught.value.topic) == ("refused", names[denied])
+    transactions.close()
+    guarded_kafka.permit_app("topic", names[denied])

@@ -10,12 +10,11 @@ import pytest
 from tests.conftest import Broker
 from tests.integration.test_reload import wait_for
 from tests.integration.test_worker_process import Lane, expected
-from tests.support.altered_worker import PROGRAM, hangs_while_loading, hangs_while_scoring
+from tests.support.altered_worker import PROGRAM, STALL_S, hangs_while_loading, hangs_while_scoring
 from tests.support.processes import WorkerProcess
 from worker.core.bundle import Bundle
 from worker.core.errors import ExitCode
 
-STALL_S = 5  # the shortest that the settings take
 # A look each second, the report, and the process's end on a busy machine.
 LATE_S = 5
 
@@ -24,7 +23,7 @@ LATE_S = 5
 def lane(kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, request: pytest.FixtureRequest) -> Lane:
     lane = Lane(kafka, topics, tiny_bundle)
     # One size of batch: the start, whose steps are watched as well, stays far from the limit.
-    lane.settings |= {"delivery": request.param, "max_batch_size": 8, "stall_timeout_s": STALL_S}
+    lane.settings |= {"delivery": request.param, "max_batch_size": 8}
     return lane
 
 
@@ -47,7 +46,6 @@ def test_a_worker_whose_model_hangs_ends_and_the_next_one_answers_everything(lan
     for thread, where in (("MainThread", "pipeline.py"), ("scoring", "in hang"), ("watchdog", "watchdog.py")):
         assert any(stack.startswith(f"{thread}:") and where in stack for stack in report), worker.text
     assert sum(lane.positions(at_least=0).values()) == 0
-    del lane.settings["stall_timeout_s"]
     with WorkerProcess(tmp_path / "sane.log", lane.settings) as worker:
         answers = lane.positions(at_least=30)
         assert worker.terminate() == ExitCode.STOPPED, worker.text

@@ -6,7 +6,7 @@ to appear where the test has to have a say in what comes when.
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +17,12 @@ from worker import app, watchdog  # noqa: E402
 from worker.__main__ import main  # noqa: E402
 from worker.adapters.kafka_source import KafkaSource  # noqa: E402
 from worker.adapters.keras_scorer import KerasScorer, select_backend  # noqa: E402
+from worker.core.progress import Progress  # noqa: E402
+from worker.ports import Clock  # noqa: E402
 
 PROGRAM = Path(__file__)
+# A stall: shorter than the settings take, so that no test waits for minutes.
+STALL_S = 5
 
 
 def hang(*_: object) -> NoReturn:
@@ -37,8 +41,18 @@ def waits_to_join(file: Path) -> None:
     app.KafkaSource = join  # type: ignore[attr-defined, assignment]
 
 
+def watch_closely() -> None:
+    """The watchdog ends the process after STALL_S."""
+
+    def impatient(watched: Sequence[Progress], _: float, clock: Clock) -> watchdog.Watchdog:
+        return watchdog.Watchdog(watched, STALL_S, clock)
+
+    app.Watchdog = impatient  # type: ignore[attr-defined, assignment]
+
+
 def hangs_while_loading(_: Path) -> None:
     """The model's load never returns."""
+    watch_closely()
     KerasScorer.load = hang  # type: ignore[method-assign, assignment]
 
 
@@ -47,6 +61,7 @@ def hangs_while_scoring(file: Path) -> None:
 
     Without the latter the process might end between two looks at /livez.
     """
+    watch_closely()
     load, stacks = app._load, watchdog.stacks
 
     def load_and_spoil(*arguments: Any, **more: Any) -> Any:

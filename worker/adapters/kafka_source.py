@@ -26,6 +26,7 @@ from kafka.errors import (
 )
 from kafka.structs import MemberState, OffsetAndMetadata
 
+from worker.adapters.kafka_tickets import NAME_TAKEN
 from worker.core.errors import DeliveryFailed, KafkaRefused, KafkaUnreachable
 from worker.core.records import Positions, Record, SourceRecord, TopicPartition
 from worker.ports import Polled
@@ -130,9 +131,7 @@ class KafkaSource:
         except AuthorizationError as error:
             raise DeliveryFailed("refused", f"Kafka does not let us read '{self._topic}': {error!r}") from error
         except FencedInstanceIdError as error:
-            raise KafkaRefused(
-                f"another member of the group has this worker's group_instance_id; each needs its own: {error!r}"
-            ) from error
+            raise KafkaRefused(NAME_TAKEN) from error
         except Exception as error:
             if not self._step_past(error):
                 if not isinstance(error, KafkaError):
@@ -179,6 +178,9 @@ class KafkaSource:
             self._consumer.commit(offsets, timeout_ms=CALL_TIMEOUT_MS)
         except RebalanceInProgressError:
             return False
+        except FencedInstanceIdError as error:
+            # The heartbeats' own such error is swallowed by the client.
+            raise KafkaRefused(NAME_TAKEN) from error
         except CommitFailedError as error:
             raise DeliveryFailed("fenced", f"the group moved on without us: {error}") from error
         except AuthorizationError as error:

@@ -23,7 +23,7 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from worker.core.errors import DeliveryFailed
+from worker.core.errors import DeliveryFailed, KafkaRefused
 from worker.core.records import OutRecord
 from worker.ports import RecordRefused
 
@@ -38,8 +38,8 @@ _FENCED = (
     CommitFailedError,
     IllegalGenerationError,
     UnknownMemberIdError,
-    FencedInstanceIdError,
 )
+NAME_TAKEN = "another member of the group has this worker's group_instance_id; each needs its own"
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _REFUSED = (AuthorizationError, InvalidTopicError, UnknownTopicOrPartitionError)
 
@@ -173,6 +173,8 @@ def failure_of(
         if record is None:
             return DeliveryFailed("size", f"Kafka refuses a record for its size: {error}")
         return RecordRefused(record, f"max.message.bytes of '{topic}' is too small for it: {error}")
+    if isinstance(error, FencedInstanceIdError):
+        return KafkaRefused(NAME_TAKEN)
     if isinstance(error, _FENCED):
         return DeliveryFailed("fenced", f"somebody else has taken over: {error!r}")
     if isinstance(error, _REFUSED):
