@@ -6,6 +6,7 @@ that say no for good (missing topic, no permission) are told apart from no answe
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from worker.core.errors import BundleError, ConfigurationError, KafkaRefused, Ka
 OUTPUT_BYTES = 64 << 10
 DEAD_LETTER_ROOM_BYTES = 64 << 10
 MAX_MESSAGE_BYTES = "max.message.bytes"
+# A broker that restarts while the worker starts is not an absent one.
+ASK_AGAIN_S = 15.0
+ASK_PAUSE_S = 0.2
 # How the client's log begins to tell why it could not connect.
 FAILED = re.compile(r"Bootstrap connection to \S+ failed: (.*) \(backoff .*\)", re.DOTALL)
 CLEANUP_POLICY = "cleanup.policy"
@@ -336,19 +340,23 @@ def _unreachable(client_options: Mapping[str, object], timeout_s: float, said: S
 
 
 def _ask(question: Callable[[], Any], doing: str) -> Any:
-    """Ask Kafka something, and sort its refusals.
+    """Ask Kafka something, again if a connection breaks meanwhile, and sort its refusals.
 
     Raises:
         KafkaRefused, KafkaUnreachable, TopicAlreadyExistsError
     """
-    try:
-        return question()
-    except TopicAlreadyExistsError:
-        raise
-    except KafkaError as error:
-        if error.retriable:
-            raise KafkaUnreachable(f"Kafka stopped answering while {doing}: {error}") from error
-        raise KafkaRefused(f"Kafka refused {doing}: {error}") from error
+    deadline = time.monotonic() + ASK_AGAIN_S
+    while True:
+        try:
+            return question()
+        except TopicAlreadyExistsError:
+            raise
+        except KafkaError as error:
+            if not error.retriable:
+                raise KafkaRefused(f"Kafka refused {doing}: {error}") from error
+            if time.monotonic() >= deadline:
+                raise KafkaUnreachable(f"Kafka stopped answering while {doing}: {error}") from error
+        time.sleep(ASK_PAUSE_S)
 
 
 def _describe(admin: KafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, TopicState], list[Problem]]:
