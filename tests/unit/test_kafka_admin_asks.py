@@ -33,7 +33,7 @@ def test_a_connection_that_breaks_while_a_worker_starts_is_no_absent_kafka() -> 
 
 
 def test_one_that_goes_on_breaking_is() -> None:
-    with pytest.raises(KafkaUnreachable, match="while asking: .*socket disconnected"):
+    with pytest.raises(KafkaUnreachable, match=r"while asking: .*socket disconnected"):
         ask(itertools.repeat(KafkaConnectionError("socket disconnected")))
 
 
