@@ -161,8 +161,9 @@ def _run(
     )
     watchdog = Watchdog([starting], settings.stall_timeout_s, clock)
 
-    def step() -> None:
-        starting.done(clock.monotonic())
+    def step(allowed_s: float = 0.0) -> None:
+        """Something is done; what comes next may wait for Kafka for so long, which is no stall."""
+        starting.done(clock.monotonic() + allowed_s)
 
     http = HttpServer(settings.http_host, settings.http_port, registry, watchdog.stalled, readiness.missing)
     resources.callback(http.close)
@@ -173,6 +174,7 @@ def _run(
 
     readiness.waiting_for("Kafka's topics")
     log.info("asking Kafka at %s for the topics", settings.kafka.bootstrap_servers)
+    step(settings.start_timeout_s)
     limits = _check_topics(settings)
     step()
     readiness.waiting_for("the model")
@@ -183,6 +185,7 @@ def _run(
     announce(bundle, telemetry)
 
     readiness.waiting_for("the consumer group")
+    step(settings.start_timeout_s)
     options = settings.kafka.client_options()
     source = KafkaSource(
         options,
@@ -190,6 +193,7 @@ def _run(
         group_id=settings.group_id,
         group_instance_id=settings.kafka.group_instance_id,
         max_message_bytes=settings.max_message_bytes,
+        start_timeout_s=settings.start_timeout_s,
     )
     resources.callback(source.close)
     step()

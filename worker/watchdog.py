@@ -56,7 +56,7 @@ class Watchdog:
     def age_s(self) -> float:
         """Seconds since the slowest thread's last progress."""
         now = self._clock.monotonic()
-        return max(progress.age(now) for progress in self._watched)
+        return max(0.0, *(progress.age(now) for progress in self._watched))
 
     def start(self) -> None:
         """Begin to watch. Until then nothing is expected of the threads."""

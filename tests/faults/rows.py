@@ -188,7 +188,7 @@ def _rights(rng: Random, scale: float) -> list[Step]:
 
 
 def _quota(rng: Random, scale: float) -> list[Step]:
-    return [Step("throttle", 5.0, rng.uniform(0, LEAD_S), 0, lasting(120, scale, 30), WORKERS)]
+    return [Step("throttle", 5.0, rng.uniform(0, LEAD_S), 0, lasting(120, scale, 60), WORKERS)]
 
 
 def _slow_network(rng: Random, scale: float) -> list[Step]:

@@ -10,8 +10,10 @@ one header whose name is not UTF-8, makes a range of the rest of its producer's 
 
 import logging
 import math
+import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka import TopicPartition as ClientPartition
@@ -41,6 +43,7 @@ HEARTBEAT_INTERVAL_MS = 2_000
 MAX_POLL_INTERVAL_MS = 30_000
 CALL_TIMEOUT_MS = 5_000
 REWIND_TIMEOUT_MS = 1_000
+CONNECT_PAUSE_S = 0.2
 # With polls of 1 to 5 ms the look-up of a partition's first position was seen to bring nothing for 6 s.
 LEAST_POLL_MS = 20
 # In one fetch from one broker; beside the bytes in flight this is what the client itself may hold.
@@ -74,9 +77,10 @@ class KafkaSource:
         group_id: of the consumer group.
         group_instance_id: this member's own name, for static membership; None: a dynamic member.
         max_message_bytes: of a record; what a fetch must be able to hold.
+        start_timeout_s: how long to try again while no broker answers, or one that is not ready for it.
 
     Raises:
-        KafkaUnreachable: no broker answers.
+        KafkaUnreachable: none did.
     """
 
     def __init__(
@@ -87,27 +91,33 @@ class KafkaSource:
         group_id: str,
         group_instance_id: str | None = None,
         max_message_bytes: int,
+        start_timeout_s: float = 0.0,
     ) -> None:
-        try:
-            self._consumer = KafkaConsumer(
-                group_id=group_id,
-                group_instance_id=group_instance_id,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
-                partition_assignment_strategy=(CooperativeStickyAssignor,),
-                session_timeout_ms=SESSION_TIMEOUT_MS,
-                heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
-                max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-                fetch_max_bytes=max(FETCH_MAX_BYTES, max_message_bytes),
-                max_partition_fetch_bytes=max(PARTITION_FETCH_BYTES, max_message_bytes),
-                **options,
-            )
-            # Without the topic's metadata a group's first assignment is empty, and a second join follows.
-            self._consumer.partitions_for_topic(topic)
-        except KafkaError as error:
-            raise KafkaUnreachable(f"Kafka cannot be reached: {error}") from error
+        settings = {
+            "group_id": group_id,
+            "group_instance_id": group_instance_id,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "isolation_level": "read_committed",
+            "allow_auto_create_topics": False,
+            "partition_assignment_strategy": (CooperativeStickyAssignor,),
+            "session_timeout_ms": SESSION_TIMEOUT_MS,
+            "heartbeat_interval_ms": HEARTBEAT_INTERVAL_MS,
+            "max_poll_interval_ms": MAX_POLL_INTERVAL_MS,
+            "fetch_max_bytes": max(FETCH_MAX_BYTES, max_message_bytes),
+            "max_partition_fetch_bytes": max(PARTITION_FETCH_BYTES, max_message_bytes),
+            **options,
+        }
+        deadline = time.monotonic() + start_timeout_s
+        while True:
+            try:
+                self._consumer = _connected(settings, topic)
+                break
+            except KafkaError as error:
+                if not error.retriable or time.monotonic() >= deadline:
+                    raise KafkaUnreachable(f"Kafka cannot be reached: {error}") from error
+                log.debug("no consumer yet: %r", error)
+            time.sleep(CONNECT_PAUSE_S)
         self._topic = topic
         self._listener = _Listener()
         self._consumer.subscribe([topic], listener=self._listener)
@@ -305,3 +315,19 @@ class KafkaSource:
             reported[partition] = tried
             log.warning("%s-%d: offsets %d to %d could not be read", *partition, first, tried - 1)
         return reported
+
+
+def _connected(settings: Mapping[str, Any], topic: str) -> KafkaConsumer:
+    """A consumer that has spoken with Kafka.
+
+    Raises:
+        KafkaError: it could not.
+    """
+    consumer = KafkaConsumer(**settings)
+    try:
+        # Without the topic's metadata a group's first assignment is empty, and a second join follows.
+        consumer.partitions_for_topic(topic)
+    except KafkaError:
+        consumer.close(autocommit=False, timeout_ms=CALL_TIMEOUT_MS)
+        raise
+    return consumer
