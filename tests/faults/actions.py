@@ -28,6 +28,8 @@ MIB = 1 << 20
 CLIENT_ID = "faults-worker"
 SWAP_TIMEOUT_S = 40.0
 LOOK_S = 0.2
+# A broker that starts beside workers which start as well has a small part of two cores.
+BROKER_TIMEOUT_S = 240.0
 SLOW_NETWORK_S = 0.2
 NOTICE_TIMEOUT_S = 40.0
 JOIN_TIMEOUT_S = 30.0
@@ -159,7 +161,7 @@ def _start_broker(stage: Stage, step: Step) -> None:
 
 def _wait_in_sync(stage: Stage) -> None:
     """Until the cluster works and every replica is in sync: before that the loss of another node is a second one."""
-    stage.cluster.wait_ready()
+    stage.cluster.wait_ready(BROKER_TIMEOUT_S)
     if len(stage.cluster.nodes) == 1:
         return
     deadline = time.monotonic() + IN_SYNC_TIMEOUT_S

@@ -316,7 +316,8 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 settings=RELOADING,
                 oversize_every=100,
                 bundles=3,
-                burn_s=lambda _: 2.0,
+                # Three workers that burn, beside three brokers on two cores: longer, and nothing else would move.
+                burn_s=lambda _: 0.5,
                 shape=TUTORIAL,
                 strict_letters=True,
                 evidence="read again",

@@ -75,7 +75,7 @@ def test_dead_letters_that_came_or_were_not_needed(
         def letter_count(self) -> int:
             return int(self._count())
 
-    cluster = {"stop_node": print, "start_node": print, "wait_ready": lambda: None, "nodes": [1]}
+    cluster = {"stop_node": print, "start_node": print, "wait_ready": lambda _: None, "nodes": [1]}
     world = stage(cluster=cluster, load={"acknowledged": Sized(*published)})
     world.reader = Reader()  # type: ignore[assignment]
     actions.stop_replica(world, Step("stop_replica", 0.0))
