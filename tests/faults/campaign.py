@@ -93,7 +93,7 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
     folder = options.folder / f"{row.name}-{options.mode}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    total = max(500, round(row.messages * options.scale))
+    total = max(row.least, round(row.messages * options.scale))
     with ExitStack() as resources:
         root = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="reconstream-faults-")))
         shelf = _fill_shelf(root / "bundles", row, options.scale)

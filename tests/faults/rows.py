@@ -66,6 +66,7 @@ class Row:
         bundles: how many there are to swap; the last of them takes burn_s seconds a batch at least.
         first_bundle: the one that is current when the workers start.
         messages: at scale 1.
+        least: messages at any scale.
         upfront: all messages are published before the first step, else half at a pace and half in bursts.
         secure: the workers log in, and their rights can be withdrawn.
         strict_letters: the dead-letter topic wants all replicas.
@@ -87,6 +88,7 @@ class Row:
     shape: tuple[int, int, int] = SMALL
     burn_s: Callable[[float], float] | None = None
     messages: int = MESSAGES
+    least: int = 500
     upfront: bool = False
     secure: bool = False
     strict_letters: bool = False
@@ -305,7 +307,15 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             ),
             Row("dead_letters_unwritable_30s", _letters_unwritable, nodes=3, strict_letters=True),
             Row("rights_withdrawn", _rights, secure=True, evidence="Kafka does not let us"),
-            Row("producer_quota", _quota, lines_per_fault=4),
+            # Kafka holds an answer back for 10 s at most, so what one request may carry must be less than comes in that
+            # time, or no quota would be felt.
+            Row(
+                "producer_quota",
+                _quota,
+                settings=MappingProxyType({"max_in_flight_records": 128}),
+                least=20_000,
+                lines_per_fault=4,
+            ),
             Row("slow_network", _slow_network, proxied=True, lines_per_fault=4),
             Row("oversize_compressed", _nothing, oversize_every=50),
             Row(
