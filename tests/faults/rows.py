@@ -307,7 +307,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             ),
             Row("dead_letters_unwritable_30s", _letters_unwritable, nodes=3, strict_letters=True),
             Row("rights_withdrawn", _rights, secure=True, evidence="Kafka does not let us"),
-            # Kafka holds an answer back for 10 s at most, so what one request may carry must be less than comes in that
+            # Kafka holds an answer back for 10 s at most: what one request may carry must be less than comes in that
             # time, or no quota would be felt.
             Row(
                 "producer_quota",
