@@ -216,7 +216,7 @@ def test_an_output_that_cannot_be_is_exit_2(data: Path, tmp_path: Path) -> None:
 def build() -> Iterator[Callable[[int], Any]]:
     from worker.adapters.keras_scorer import select_backend
 
-    select_backend(commands.BACKEND)
+    select_backend(commands.BACKENDS["keras"])
     import keras
 
     from training.fit import compile_autoencoder
