@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,12 @@ def test_auto_takes_bfloat16_where_it_is_worth_it(
 ) -> None:
     from training import serving
 
-    monkeypatch.setattr(serving, "times_as_fast", lambda first, second: (first(), second()) and ratio)
+    def measured(*turns: Callable[[], object]) -> float:
+        for turn in turns:
+            turn()
+        return ratio
+
+    monkeypatch.setattr(serving, "times_as_fast", measured)
     found, why = choice(model, "auto")
     assert found == precision
     assert f"bfloat16 is {ratio:.2f} times as fast here" in why
