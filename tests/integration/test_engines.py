@@ -76,6 +76,24 @@ def test_openvino_scores_as_tensorflow_does(on_openvino: Bundle, exact: KerasSco
     assert scorer.device[0] == "CPU"
 
 
+def test_what_goes_to_the_device_is_the_padded_batch_as_uint8(
+    exact: KerasScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One transfer a batch, one byte a value: scaling and casting are the graph's."""
+    import tensorflow as tf
+
+    sent: list[tuple[Any, ...]] = []
+    constant = tf.constant
+
+    def counted(values: Any, *arguments: Any, **named: Any) -> Any:
+        sent.append((values.dtype, values.shape))
+        return constant(values, *arguments, **named)
+
+    monkeypatch.setattr(tf, "constant", counted)
+    exact.score(tiny_images(CAPACITY), 12)
+    assert sent == [(np.dtype(np.uint8), (CAPACITY, *SHAPE))]
+
+
 def test_results_of_openvino_stay_when_the_next_batch_is_scored(on_openvino: Bundle) -> None:
     scorer = KerasScorer.load(on_openvino, CAPACITY)
     batch = tiny_images(CAPACITY, seed=8)
