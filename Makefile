@@ -28,8 +28,9 @@ install: .venv/.installed  ## install what the project needs into .venv
 lock: .venv/.installed  ## resolve the requirements files anew (versions and hashes)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-bootstrap.in -o requirements-bootstrap.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra training -o requirements.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra training --group dev -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra openvino --extra training --group dev -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra gpu --extra training -c requirements.txt -o deploy/docker/requirements-gpu.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml --extra cpu --extra openvino --extra training -c requirements.txt -o deploy/docker/requirements-openvino.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.txt deploy/docker/requirements-build.in -o deploy/docker/requirements-build.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate tests/bench/peers/requirements.in -o tests/bench/peers/requirements.txt
 
@@ -61,6 +62,10 @@ faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SE
 .PHONY: bench
 bench: .venv-peers/.installed  ## throughput against the bare model and what people would use instead (QUICK=1: 5 minutes)
 	$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
+
+.PHONY: bench-scorers
+bench-scorers: install  ## what an image costs by backend, precision and threads; no Kafka
+	$(BIN)/python -m tests.bench.scorers
 
 .PHONY: dashboards
 dashboards: install  ## write Grafana's dashboards and their reading guide anew

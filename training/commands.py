@@ -26,7 +26,8 @@ from worker.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from training.evaluate import Judged
 
-BACKEND = "tensorflow"
+BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
+"""What the manifest names, by --scorer."""
 TUTORIAL_EPOCHS = 20
 ENOUGH_STEPS = 1000
 # Below it the report is worth a look before the bundle is.
@@ -63,18 +64,20 @@ def fit(settings: Fit, console: Console) -> Path:
 
         check_percentile(len(dataset.calibration), settings.percentile)  # before the fit, not after it
 
-    from worker.adapters.keras_scorer import KerasScorer, prepare_device, select_backend
+    from worker.adapters.keras_scorer import prepare_device, select_backend
 
-    select_backend(BACKEND)
+    backend = BACKENDS[settings.scorer]
+    select_backend(backend)
     prepare_device()
     import keras
 
-    from training import export, model, report
+    from training import export, model, report, serving
     from training.calibrate import fit_threshold
     from training.evaluate import judge_thresholds
     from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
     from training.progress import show_progress
 
+    serving.check_choice(backend, settings.precision)  # before the fit, not after it
     keras.utils.set_random_seed(settings.seed)
     autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size)
     compile_autoencoder(autoencoder, settings.learning_rate)
@@ -102,7 +105,8 @@ def fit(settings: Fit, console: Console) -> Path:
             progress=progress,
         )
     scorer_model = model.build_scorer(autoencoder)
-    scorer = KerasScorer(scorer_model)
+    choice = serving.choose(scorer_model, dataset.calibration, backend, settings.precision)
+    scorer = choice.scorer
     calibration = export.calibrate_scores(scorer, dataset)
     threshold = fit_threshold(method, calibration.scores, percentile=settings.percentile, k=settings.k)
     judged = judge_thresholds(calibration, threshold, percentile=settings.percentile, k=settings.k)
@@ -119,6 +123,8 @@ def fit(settings: Fit, console: Console) -> Path:
         "parameters": autoencoder.count_params(),
         "device": " ".join(scorer.device),
         "fit_seconds": round(history.seconds, 1),
+        "serving": f"{scorer.serving.precision} on {backend}",
+        "serving_because": choice.why,
     }
     name = settings.name or dataset.suggested_name
     page = report.render_report(
@@ -129,13 +135,14 @@ def fit(settings: Fit, console: Console) -> Path:
         judged=judged,
         history=history,
         training=training,
-        versions=export.versions(),
+        versions=export.versions(backend),
         reconstruct=scorer.reconstruct,
     )
     bundle = export.write_bundle(
         settings.output,
         name=name,
         scorer_model=scorer_model,
+        serving=scorer.serving,
         dataset=dataset,
         threshold=threshold,
         calibration=calibration,
@@ -156,6 +163,7 @@ def fit(settings: Fit, console: Console) -> Path:
             soft_wrap=True,
         )
     console.print(f"fitted in {in_words(history.seconds)}", highlight=False, soft_wrap=True)
+    console.print(f"serves in {training['serving']}: {choice.why}", highlight=False, markup=False, soft_wrap=True)
     for what, path in (("bundle", folder), ("report", folder / REPORT), ("link", settings.output / CURRENT)):
         console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)
     return folder

@@ -74,14 +74,14 @@ def golden_images(scorer: KerasScorer, dataset: Dataset) -> Golden:
     return Golden(encoded, scores, errors)
 
 
-def versions() -> dict[str, str]:
-    """Of everything that the scores depend on."""
-    backend = keras.backend.backend()
+def versions(backend: str | None = None) -> dict[str, str]:
+    """Of everything that the scores depend on; `backend` as a manifest's serving names it, None: Keras's own."""
+    names = dict.fromkeys((keras.backend.backend(), backend or keras.backend.backend()))
     return {
         "reconstream": metadata.version("reconstream"),
         "python": platform.python_version(),
         "keras": keras.__version__,
-        backend: str(importlib.import_module(backend).__version__),
+        **{name: str(importlib.import_module(name).__version__) for name in names},
         "numpy": np.__version__,
         "opencv": cv2.__version__,
     }
@@ -98,6 +98,7 @@ def write_bundle(
     golden: Golden,
     training: Mapping[str, Any],
     report: str,
+    serving: Serving | None = None,
 ) -> Bundle:
     """Write, verify and switch to a bundle, in the order that this module's docstring gives.
 
@@ -111,6 +112,7 @@ def write_bundle(
         golden: what golden_images() returned.
         training: how it was fitted, for the manifest; JSON values.
         report: the report's HTML.
+        serving: what scored the calibration and the golden images; None: Keras's own backend, in float32.
 
     Returns:
         the bundle as read back.
@@ -119,6 +121,7 @@ def write_bundle(
         BundleError: what was written does not verify; it is removed.
         OSError: the disk refuses.
     """
+    serving = serving or Serving("float32", keras.backend.backend())
     output.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=output))
     try:
@@ -131,7 +134,7 @@ def write_bundle(
             input_shape=dataset.shape,
             resize=dataset.resize,
             score=SCORE,
-            serving=Serving(precision="float32", backend=keras.backend.backend()),
+            serving=serving,
             threshold=Threshold(**msgspec.structs.asdict(threshold)),
             calibration_quantiles={
                 "score": quantiles(calibration.scores),
@@ -140,7 +143,7 @@ def write_bundle(
             },
             training=dict(training),
             data=dataset.description(),
-            versions=versions(),
+            versions=versions(serving.backend),
             weights_sha256=weights_sha256(scorer_model),
             files={file: sha256_of(folder / file) for file in (SCORER, CALIBRATION, GOLDEN, REPORT)},
             digest="",

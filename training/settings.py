@@ -131,6 +131,17 @@ class Fit(Command):
     channels: Literal[1, 3] | None = Field(
         None, description="1 (grey) or 3 (RGB); files are converted to it; none: as most files"
     )
+    scorer: Literal["keras", "openvino"] = Field(
+        "keras",
+        description="what will serve: `keras` (on TensorFlow), or `openvino` (CPUs only, the extra `openvino`); the "
+        "bundle names it, and a worker without it refuses the bundle",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="in which it will serve; `auto`: bfloat16 where this machine has instructions for it, its scores "
+        "agree with float32's within 3 % and it is at least 1.2 times as fast, else float32; machines without such "
+        "instructions refuse a bundle in bfloat16",
+    )
     max_unreadable: int = Field(
         10, ge=0, le=1_000_000, description="files of a folder that may be unreadable: they are listed and skipped"
     )

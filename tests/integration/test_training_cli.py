@@ -77,6 +77,41 @@ def test_the_manifest_says_what_was_done(bundle: Bundle) -> None:
     assert 0 < manifest.calibration_quantiles["brightness"]["0.5"] < 1
 
 
+def test_the_manifest_names_what_serves_and_why(output: Path, bundle: Bundle) -> None:
+    serving, training = bundle.manifest.serving, bundle.manifest.training
+    assert serving.backend == "tensorflow"
+    assert training["serving"] == f"{serving.precision} on tensorflow"
+    assert "bfloat16" in training["serving_because"]
+    assert f"<td>{training['serving_because']}</td>" in (bundle.folder / "report.html").read_text().replace(
+        "&#39;", "'"
+    )
+
+
+def test_a_fit_for_openvino(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--scorer", "openvino", "--precision", "float32", "--epochs", "1", "--quiet"]
+    assert main(fit_arguments(data, tmp_path, *more)) == ExitCode.STOPPED
+    assert "serves in float32 on openvino: asked for" in capsys.readouterr().out
+    manifest = read_bundle(tmp_path).manifest
+    assert (manifest.serving.backend, manifest.serving.precision) == ("openvino", "float32")
+    assert {"tensorflow", "openvino"} <= set(manifest.versions)
+    assert main(["evaluate", str(tmp_path)]) == ExitCode.STOPPED
+
+
+def test_what_this_machine_cannot_serve_is_exit_2_before_the_fit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from worker.adapters import engines
+
+    monkeypatch.setattr(engines, "native_bfloat16", lambda backend: False)
+    assert main(fit_arguments(data, tmp_path / "a", "--precision", "bfloat16")) == ExitCode.BAD_CONFIGURATION
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(fit_arguments(data, tmp_path / "b", "--scorer", "openvino")) == ExitCode.BAD_CONFIGURATION
+    captured = capsys.readouterr()
+    assert "precision and scorer: 'bfloat16' on tensorflow was asked for" in captured.err
+    assert "install the extra 'openvino'" in captured.err
+    assert captured.out == ""
+
+
 def test_the_golden_images_are_of_both_kinds(bundle: Bundle) -> None:
     assert len(bundle.golden.images) == 8
     assert all(image.startswith(b"\x89PNG") for image in bundle.golden.images)
@@ -216,7 +251,7 @@ def test_an_output_that_cannot_be_is_exit_2(data: Path, tmp_path: Path) -> None:
 def build() -> Iterator[Callable[[int], Any]]:
     from worker.adapters.keras_scorer import select_backend
 
-    select_backend(commands.BACKEND)
+    select_backend(commands.BACKENDS["keras"])
     import keras
 
     from training.fit import compile_autoencoder

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.core.bundle import GOLDEN, MANIFEST, Bundle, digest_of, sha256_of
+from worker.core.bundle import GOLDEN, MANIFEST, Bundle, Serving, digest_of, sha256_of
 
 SHAPE = (8, 8, 1)
 # An image that begins with this pixel has no finite score in the bundle that write_fragile_bundle makes.
@@ -20,7 +20,9 @@ def tiny_images(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 251, (count, *SHAPE), dtype=np.uint8)
 
 
-def write_tiny_bundle(output: Path, name: str = "tiny", seed: int = 0, *, fragile: bool = False) -> Bundle:
+def write_tiny_bundle(
+    output: Path, name: str = "tiny", seed: int = 0, *, fragile: bool = False, serving: Serving | None = None
+) -> Bundle:
     """An untrained bundle for 8x8 grey images. `fragile`: FATAL_PIXEL makes the score NaN."""
     from worker.adapters.keras_scorer import KerasScorer, select_backend
 
@@ -48,7 +50,7 @@ def write_tiny_bundle(output: Path, name: str = "tiny", seed: int = 0, *, fragil
     model = build_scorer(build_autoencoder(SHAPE, latent_size=4))
     if fragile:
         model = _fragile(model)
-    scorer = KerasScorer(model, 64)
+    scorer = KerasScorer(model, 64, serving)
     calibration = calibrate_scores(scorer, dataset)
     return write_bundle(
         output,
@@ -60,6 +62,7 @@ def write_tiny_bundle(output: Path, name: str = "tiny", seed: int = 0, *, fragil
         golden=golden_images(scorer, dataset),
         training={"seed": seed},
         report="<!doctype html><title>tiny</title>",
+        serving=serving,
     )
 
 

@@ -1,4 +1,4 @@
-"""The bundle's model behind the Scorer port, on TensorFlow (the default) or JAX.
+"""The bundle's model behind the Scorer port, on TensorFlow (the default), JAX or OpenVINO: see engines.
 
 Rules: batches are padded to a few fixed sizes, each traced and run once by warm_up(), so that no batch of a
 running worker ever traces; the reconstruction is not among the outputs that leave the device unless asked
@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -21,26 +20,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.core.bundle import Bundle, scores_agree
+from worker.adapters.engines import Compiled, check_serving, compile_model, device, keras_backend, prepare_device
+from worker.core.bundle import Bundle, Serving, scores_agree
 from worker.core.errors import BundleError, ScorerBroken, Unreadable
 from worker.core.images import decode
 
 log = logging.getLogger(__name__)
 
 SMALLEST_BATCH = 8
-BACKENDS = ("tensorflow", "jax")
+
+__all__ = ["KerasScorer", "batch_sizes", "golden_check", "prepare_device", "select_backend", "verify_golden"]
 
 
-def select_backend(name: str) -> None:
-    """Import Keras on a backend. Before anything else in this process imports it.
+def select_backend(backend: str) -> None:
+    """Import Keras for a backend of engines.BACKENDS. Before anything else in this process imports it.
 
     Raises:
         BundleError: the backend is unknown or not installed, or Keras runs on another one already.
     """
-    if name not in BACKENDS:
-        raise BundleError(f"the bundle wants the Keras backend '{name}'; known are {', '.join(BACKENDS)}.")
+    name = keras_backend(backend)
     os.environ.setdefault("KERAS_BACKEND", name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Or JAX takes most of a GPU's memory when it first sees it; TensorFlow's counterpart is in prepare_device().
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         # Only for the import itself: a reload must not divert what other threads log meanwhile.
         with _first_import() if "keras" not in sys.modules else contextlib.nullcontext():
@@ -111,32 +113,33 @@ class KerasScorer:
     Args:
         model: input uint8 (N, H, W, C); outputs `score`, `error` float32 (N,), `reconstruction` (N, H, W, C).
         batch_capacity: the largest batch that score() takes.
+        serving: what runs it, and in which precision; None: Keras's own backend, in float32.
     """
 
-    def __init__(self, model: Any, batch_capacity: int = 256) -> None:
+    def __init__(self, model: Any, batch_capacity: int = 256, serving: Serving | None = None) -> None:
+        import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
+
+        self._serving = serving or Serving("float32", keras.backend.backend())
         self._model = model
         self._capacity = batch_capacity
         self._sizes = batch_sizes(batch_capacity)
         self._shape: tuple[int, int, int] = tuple(model.inputs[0].shape[1:])
-        self._compiled = _compile(model, self._shape, ("score", "error"), self._sizes)
-        self._reconstruct: Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]] | None = None
+        self._compiled = compile_model(model, self._shape, ("score", "error"), self._sizes, self._serving)
+        self._reconstruct: Compiled | None = None
 
     @classmethod
     def load(cls, bundle: Bundle, batch_capacity: int = 256) -> "KerasScorer":
         """Load a verified bundle's model, and verify what can only be seen now.
 
         Raises:
-            BundleError: backend, interface or weights are not what the manifest says, or a golden image
-                scores differently.
+            BundleError: interface or weights are not what the manifest says, this machine does not have what it
+                was calibrated with, or a golden image scores differently.
         """
         manifest = bundle.manifest
         select_backend(manifest.serving.backend)
+        check_serving(manifest.serving)
         import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
 
-        if manifest.serving.precision != "float32":
-            raise BundleError(
-                f"the bundle was calibrated in {manifest.serving.precision}; this worker serves float32 only."
-            )
         try:
             model = keras.models.load_model(bundle.scorer_path, compile=False, safe_mode=True)
             interface = _interface(model)
@@ -150,7 +153,7 @@ class KerasScorer:
             )
         if weights_sha256(model) != manifest.weights_sha256:
             raise BundleError(f"{bundle.scorer_path}: its weights are not those that the manifest names.")
-        scorer = cls(model, batch_capacity)
+        scorer = cls(model, batch_capacity, manifest.serving)
         verify_golden(scorer, bundle)
         return scorer
 
@@ -167,7 +170,12 @@ class KerasScorer:
     @property
     def device(self) -> tuple[str, str]:
         """Kind (`CPU`, `GPU`) and name of the device that scores."""
-        return _device()
+        return device(self._serving.backend)
+
+    @property
+    def serving(self) -> Serving:
+        """What runs the model, and in which precision."""
+        return self._serving
 
     def warm_up(self, step: Callable[[], None] = lambda: None) -> None:
         """Trace and run every padded size once, so that the first real batch is as fast as the last.
@@ -182,9 +190,24 @@ class KerasScorer:
 
     def score(self, images: NDArray[np.uint8], count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score the first `count` of `images`, uint8 (batch_capacity, H, W, C); see worker.ports.Scorer."""
+        return self.start(images, count)()
+
+    def start(
+        self, images: NDArray[np.uint8], count: int
+    ) -> Callable[[], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Start scoring as score() does; the function that is returned waits for the result.
+
+        On a GPU this returns while the device still works, and the images may hold others at once; on a CPU it is
+        score() in two steps.
+        """
         size = next(size for size in self._sizes if size >= count)
-        score, error = self._compiled(images[:size])
-        return score[:count], error[:count]
+        finish = self._compiled(images[:size])
+
+        def result() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            score, error = finish()
+            return score[:count], error[:count]
+
+        return result
 
     def score_all(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score any number of images, uint8 (N, H, W, C). Returns scores and errors, float32 (N,)."""
@@ -200,13 +223,15 @@ class KerasScorer:
     def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Reconstruct images, uint8 (N, H, W, C). Returns float32 (N, H, W, C) in [0, 1]."""
         if self._reconstruct is None:
-            self._reconstruct = _compile(self._model, self._shape, ("reconstruction",), (SMALLEST_BATCH,))
+            self._reconstruct = compile_model(
+                self._model, self._shape, ("reconstruction",), (SMALLEST_BATCH,), self._serving
+            )
         result = np.empty(images.shape, np.float32)
         buffer = np.zeros((SMALLEST_BATCH, *self._shape), np.uint8)
         for start in range(0, len(images), SMALLEST_BATCH):
             part = images[start : start + SMALLEST_BATCH]
             buffer[: len(part)] = part
-            result[start : start + len(part)] = self._reconstruct(buffer)[0][: len(part)]
+            result[start : start + len(part)] = self._reconstruct(buffer)()[0][: len(part)]
         return result
 
 
@@ -256,72 +281,3 @@ def golden_check(scorer: KerasScorer, bundle: Bundle) -> Callable[[], None]:
             raise ScorerBroken(f"the golden images can no longer be scored correctly: {error}") from error
 
     return check
-
-
-def _compile(
-    model: Any, shape: tuple[int, int, int], outputs: tuple[str, ...], sizes: tuple[int, ...]
-) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    """A function of a padded batch, one trace per size, that returns the named outputs as arrays."""
-    import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
-
-    pruned = keras.Model(model.inputs, {name: model.output[name] for name in outputs})
-    if keras.backend.backend() == "jax":
-        return _compile_jax(pruned, outputs)
-    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
-
-    function = tf.function(lambda image: pruned(image, training=False), autograph=False)
-    # Concrete functions cannot trace again: an unexpected size is an error instead of a slow surprise.
-    traces = {size: function.get_concrete_function(tf.TensorSpec((size, *shape), tf.uint8)) for size in sizes}
-
-    def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        tensors = traces[len(images)](tf.constant(images))
-        return [tensors[name].numpy() for name in outputs]
-
-    return run
-
-
-def _compile_jax(model: Any, outputs: tuple[str, ...]) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    import jax  # noqa: PLC0415 - only with this backend
-
-    trainable = [variable.value for variable in model.trainable_variables]
-    fixed = [variable.value for variable in model.non_trainable_variables]
-    function = jax.jit(lambda images: model.stateless_call(trainable, fixed, images, training=False)[0])
-
-    def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        arrays = function(images)
-        return [np.asarray(arrays[name]) for name in outputs]
-
-    return run
-
-
-def _device() -> tuple[str, str]:
-    import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
-
-    if keras.backend.backend() == "jax":
-        import jax  # noqa: PLC0415 - only with this backend
-
-        device = jax.devices()[0]
-        return str(device.platform).upper(), str(device.device_kind)
-    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return "CPU", platform.processor() or platform.machine()
-    return "GPU", str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name))
-
-
-def prepare_device() -> None:
-    """Set the selected backend up for serving, before the first model is loaded.
-
-    On a GPU TensorFlow takes memory as it needs it, or the first process would take all of it; TF32 is off,
-    since its rounding is larger than the tolerance of float32.
-    """
-    import keras  # noqa: PLC0415 - takes seconds, and only after select_backend
-
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf  # noqa: PLC0415 - takes seconds, and only with this backend
-
-    tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, enable=True)

@@ -91,7 +91,10 @@ class ScoreDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Precision and backend that the threshold was calibrated with; serving uses these and no others."""
+    """Precision and backend that the threshold was calibrated with; serving uses these and no others.
+
+    The backends are engines.BACKENDS: `tensorflow`, `jax`, `openvino`.
+    """
 
     precision: Literal["float32", "bfloat16"]
     backend: str
