@@ -90,7 +90,7 @@ class Waiting:
         self.ended: Callable[[], None] = lambda: None
         self.committed: dict[TopicPartition, int] = {}
 
-    def poll(self, timeout_s: float) -> Polled:
+    def poll(self, timeout_s: float, max_records: int) -> Polled:
         self._polled()
         if self._next == len(self._waiting):
             self.ended()
