@@ -7,11 +7,11 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 
-from worker.adapters.kafka_publisher import KafkaPublisher
-from worker.adapters.kafka_source import KafkaSource
-from worker.adapters.kafka_transactions import KafkaTransactions
+from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON, client
 from worker.core.records import OutRecord, Record
 from worker.ports import Publisher, Source
+
+CLIENTS = (KAFKA_PYTHON, CONFLUENT)
 
 
 @contextlib.contextmanager
@@ -90,8 +90,10 @@ class KafkaWorld:
         *,
         group: str,
         exactly_once: bool,
+        client_name: str = KAFKA_PYTHON,
     ) -> None:
         self.options = options
+        self.client = client(client_name)
         self.input, self.output, self.letters, self.group = input, output, letters, group
         self.exactly_once = exactly_once
         self._closers: list[Callable[[], None]] = []
@@ -100,7 +102,7 @@ class KafkaWorld:
         produce(self.options, records)
 
     def source(self, max_poll_records: int = 16) -> Source:
-        source = KafkaSource(
+        source = self.client.source(
             self.options,
             topic=self.input,
             group_id=self.group,
@@ -113,9 +115,9 @@ class KafkaWorld:
     def publisher(self) -> Publisher:
         limits: dict[str, int] = {}
         publisher = (
-            KafkaTransactions(self.options, max_message_bytes=1 << 20, topic_limits=limits, id_prefix="test")
+            self.client.transactions(self.options, max_message_bytes=1 << 20, topic_limits=limits, id_prefix="test")
             if self.exactly_once
-            else KafkaPublisher(self.options, max_message_bytes=1 << 20, topic_limits=limits)
+            else self.client.publisher(self.options, max_message_bytes=1 << 20, topic_limits=limits)
         )
         self._closers.append(publisher.close)
         return publisher
