@@ -1,9 +1,26 @@
-"""What the integration tests share: one small real bundle."""
+"""What the integration tests share: small real bundles, and the clients that they run with."""
+
+from collections.abc import Iterator
 
 import pytest
 
+from deploy.local_kafka import KafkaCluster
 from tests.support.bundles import write_tiny_bundle
+from tests.support.kafka import CLIENTS
 from worker.core.bundle import Bundle
+
+
+@pytest.fixture(params=CLIENTS)
+def client_name(request: pytest.FixtureRequest) -> str:
+    """What kafka.client may be; a test that asks runs with each."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def strict_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """A broker with listeners for users with rights, which a test may withdraw: use topics of your own."""
+    with KafkaCluster(tmp_path_factory.mktemp("strict_kafka"), secure=True, acls=True) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

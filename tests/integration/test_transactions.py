@@ -2,36 +2,34 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer
 
 from deploy.local_kafka import KafkaCluster
 from tests.conftest import Broker
-from tests.support.kafka import closing, committed, read_all
-from worker.adapters.kafka_transactions import KafkaTransactions
+from tests.support.kafka import closing, committed, of_next_generation, read_all
+from worker.adapters.clients import client
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord, TopicPartition
 
 
 def test_positions_that_the_group_refused_are_in_no_later_transaction(
-    kafka: Broker, topics: Callable[..., str]
+    kafka: Broker, topics: Callable[..., str], client_name: str
 ) -> None:
     options = {"bootstrap_servers": kafka.bootstrap}
     source, output = topics(2), topics(1)
     verdict = OutRecord(output, 0, None, b"verdict", [])
-    transactions = KafkaTransactions(options, max_message_bytes=1 << 20, topic_limits={}, id_prefix="test")
-    with closing(KafkaConsumer(source, **options, group_id=source, enable_auto_commit=False)) as member:
+    adapters = client(client_name)
+    transactions = adapters.transactions(options, max_message_bytes=1 << 20, topic_limits={}, id_prefix="test")
+    member = adapters.source(options, topic=source, group_id=source, max_poll_records=16, max_message_bytes=1 << 20)
+    with closing(member):
         while not member.assignment():
-            member.poll(timeout_ms=100)
-        group = member.group_metadata()
+            member.poll(0.1)
+        group = member.poll(0.1).group
         transactions.send([verdict])
         transactions.flush()
         with pytest.raises(DeliveryFailed):
-            transactions.commit(
-                {TopicPartition(source, 0): 10}, group._replace(generation_id=group.generation_id + 1)
-            )
+            transactions.commit({TopicPartition(source, 0): 10}, of_next_generation(group))
         assert transactions.rebuild()
         transactions.send([verdict])
         transactions.flush()
@@ -43,27 +41,28 @@ def test_positions_that_the_group_refused_are_in_no_later_transaction(
 
 @pytest.mark.parametrize("denied", ["verdicts", "dead-letters"])
 def test_rights_withdrawn_are_told_as_such_by_the_transaction_and_by_what_follows_it(
-    denied: str, tmp_path: Path
+    denied: str, strict_cluster: KafkaCluster, client_name: str
 ) -> None:
-    with KafkaCluster(tmp_path, secure=True, acls=True) as cluster:
-        cluster.create_topics({"verdicts": (1, {}), "dead-letters": (1, {})})
-        transactions = KafkaTransactions(
-            cluster.client_settings("SASL_PLAINTEXT"), max_message_bytes=1 << 20, topic_limits={}, id_prefix="test"
-        )
-        records = [OutRecord(topic, 0, None, b"answer", []) for topic in ("verdicts", "dead-letters")]
+    names = [f"{name}-{client_name}-{denied}" for name in ("verdicts", "dead-letters")]
+    denied = f"{denied}-{client_name}-{denied}"
+    strict_cluster.create_topics({name: (1, {}) for name in names})
+    transactions = client(client_name).transactions(
+        strict_cluster.client_settings("SASL_PLAINTEXT"), max_message_bytes=1 << 20, topic_limits={}, id_prefix="test"
+    )
+    records = [OutRecord(name, 0, None, b"answer", []) for name in names]
+    ticket = transactions.send(records)
+    transactions.flush()
+    assert ticket.settled()
+    assert transactions.rebuild()
+    strict_cluster.deny_app("topic", denied)
+
+    def deliver() -> None:
         ticket = transactions.send(records)
-        transactions.flush()
-        assert ticket.settled()
-        assert transactions.rebuild()
-        cluster.deny_app("topic", denied)
+        while not ticket.settled():
+            threading.Event().wait(0.02)
 
-        def deliver() -> None:
-            ticket = transactions.send(records)
-            while not ticket.settled():
-                threading.Event().wait(0.02)
-
-        for attempt in (deliver, transactions.rebuild):
-            with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
-                attempt()
-            assert (caught.value.step, caught.value.topic) == ("refused", denied)
-        transactions.close()
+    for attempt in (deliver, transactions.rebuild):
+        with pytest.raises(DeliveryFailed, match="does not let us write") as caught:
+            attempt()
+        assert (caught.value.step, caught.value.topic) == ("refused", denied)
+    transactions.close()

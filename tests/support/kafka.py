@@ -1,6 +1,7 @@
 """A test's own view of a real Kafka: feed a topic, read all of another, see what was committed."""
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 
 from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON, client
+from worker.adapters.confluent_transactions import METADATA_BEGINS
 from worker.core.records import OutRecord, Record
 from worker.ports import Publisher, Source
 
@@ -76,6 +78,15 @@ def committed(options: Mapping[str, object], group: str, topic: str) -> dict[int
         for partition, found in groups[group].items()
         if partition.topic == topic and found.offset >= 0
     }
+
+
+def of_next_generation(group: Any) -> object:
+    """A group's metadata, as either client's Polled.group has them, of a generation that has not been."""
+    if isinstance(group, bytes):
+        at = len(METADATA_BEGINS)
+        (generation,) = struct.unpack_from("=i", group, at)
+        return group[:at] + struct.pack("=i", generation + 1) + group[at + 4 :]
+    return group._replace(generation_id=group.generation_id + 1)
 
 
 class KafkaWorld:

@@ -6,6 +6,7 @@ writes a line for every attempt.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import KafkaError
@@ -16,6 +17,8 @@ log = logging.getLogger("kafka.librdkafka")
 CONNECTION_SETUP_TIMEOUT_MS = 10_000
 # librdkafka's own bound for a record.
 LARGEST_RECORD_BYTES = 1_000_000_000
+
+NOT_ADDED = re.compile(r'Failed to add partition "(.+)" \[\d+\] to transaction: (.+)')
 
 _NAMES = {
     "client_id": "client.id",
@@ -31,11 +34,26 @@ _NAMES = {
 }
 
 
-def librdkafka_options(options: Mapping[str, object]) -> dict[str, object]:
+class Log:
+    """Where a client's log goes; keeps which topic a transaction may not have, which is told nowhere else."""
+
+    def __init__(self) -> None:
+        self.not_added: tuple[str, str] | None = None  # topic, and why
+
+    def log(self, level: int, form: str, *arguments: object) -> None:
+        """Called by librdkafka, as it would call a logger."""
+        log.log(level, form, *arguments)
+        found = NOT_ADDED.search(str(arguments[-1]))
+        if found and found[2] != KafkaError(KafkaError.OPERATION_NOT_ATTEMPTED).str():
+            self.not_added = found[1], found[2]
+
+
+def librdkafka_options(options: Mapping[str, object], library_log: Log) -> dict[str, object]:
     """What any of librdkafka's clients is to be made with.
 
     Args:
         options: how to reach Kafka, as kafka-python names it.
+        library_log: of the client.
 
     Raises:
         KeyError: one that this module does not know.
@@ -49,7 +67,7 @@ def librdkafka_options(options: Mapping[str, object]) -> dict[str, object]:
         "log.connection.close": False,
         "allow.auto.create.topics": False,
         "error_cb": _on_error,
-        "logger": log,
+        "logger": library_log,
     }
     if "ssl_check_hostname" in given:
         checked = given.pop("ssl_check_hostname")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from worker.adapters.confluent_options import LARGEST_RECORD_BYTES, error_of, librdkafka_options
+from worker.adapters.confluent_options import LARGEST_RECORD_BYTES, Log, error_of, librdkafka_options
 from worker.adapters.confluent_tickets import ConfluentTicket, failure_of
 from worker.adapters.record_sizes import REQUEST_OVERHEAD_BYTES, SizeLimits, size_of
 from worker.core.errors import DeliveryFailed
@@ -49,7 +49,8 @@ class ConfluentPublisher:
     def __init__(
         self, options: Mapping[str, object], *, max_message_bytes: int, topic_limits: Mapping[str, int]
     ) -> None:
-        self._options = librdkafka_options(options)
+        self._log = Log()
+        self._options = librdkafka_options(options, self._log)
         largest = min(max_message_bytes + REQUEST_OVERHEAD_BYTES, LARGEST_RECORD_BYTES)
         self._sizes = SizeLimits(largest, topic_limits)
         self._batch_bytes = min(BATCH_BYTES, self._sizes.smallest_topic)
@@ -65,7 +66,7 @@ class ConfluentPublisher:
     def send(self, records: Sequence[OutRecord]) -> ConfluentTicket:
         """See worker.ports.Publisher."""
         self._connected()
-        ticket = ConfluentTicket(records, self._serve, self._under_way)
+        ticket = ConfluentTicket(records, self._serve, self._ended_by, self._under_way)
         # In one call what needs no headers, which are most: half the cost of a call for each.
         groups: dict[tuple[str, int], list[dict[str, object]]] = {}
         for record in records:
@@ -155,6 +156,10 @@ class ConfluentPublisher:
             self._producer.poll(timeout_s)
         except KafkaException as exception:  # the producer has ended; the records tell why
             self._fatal = error_of(exception)
+
+    def _ended_by(self) -> Exception | None:
+        """Why everything fails, where no record's own failure tells it."""
+        return None if self._fatal is None else failure_of(self._fatal, None)
 
     def _connected(self) -> Producer:
         if self._producer is None:

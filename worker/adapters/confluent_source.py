@@ -23,6 +23,7 @@ from worker.adapters.confluent_options import (
     FENCED,
     LARGEST_RECORD_BYTES,
     NO_SUCH_TOPIC,
+    Log,
     error_of,
     librdkafka_options,
 )
@@ -121,7 +122,7 @@ class ConfluentSource:
         self._statistics = msgspec.json.Decoder(_Statistics)
         self._consumer: Consumer = Consumer(
             {
-                **librdkafka_options(options),
+                **librdkafka_options(options, Log()),
                 "group.id": group_id,
                 **({} if group_instance_id is None else {"group.instance.id": group_instance_id}),
                 "enable.auto.commit": False,
@@ -192,23 +193,23 @@ class ConfluentSource:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            self._committed = [error_of(error)]
+            self._on_commit(error_of(error), offsets)
         while not self._committed:
             if time.monotonic() >= deadline:
                 raise DeliveryFailed("commit", f"positions could not be committed within {CALL_TIMEOUT_MS} ms")
             time.sleep(COMMIT_LOOK_S)
             self._held += self._consume(1, 0.0)
-        [error] = self._committed
-        if error is None:
+        [refusal] = self._committed
+        if refusal is None:
             return True
-        code = error.code()
+        code = refusal.code()
         if code == KafkaError.REBALANCE_IN_PROGRESS:
             return False
         if code in FENCED:
-            raise DeliveryFailed("fenced", f"the group moved on without us: {error}")
+            raise DeliveryFailed("fenced", f"the group moved on without us: {refusal}")
         if code in AUTHORIZATION:
-            raise DeliveryFailed("refused", f"Kafka does not let us commit positions: {error}")
-        raise DeliveryFailed("commit", f"positions could not be committed: {error}")
+            raise DeliveryFailed("refused", f"Kafka does not let us commit positions: {refusal}")
+        raise DeliveryFailed("commit", f"positions could not be committed: {refusal}")
 
     def rewind(self) -> bool:
         """See worker.ports.Source."""
@@ -301,7 +302,7 @@ class ConfluentSource:
         """What there is, of partitions that are ours. Waits until it has as many as it may bring."""
         revoked_before = len(self._revoked)
         try:
-            messages = self._consumer.consume(most, timeout_s)
+            messages: list[Message] = self._consumer.consume(most, timeout_s)
         except KafkaException as exception:
             raise self._failure(error_of(exception)) from exception
         if len(self._revoked) == revoked_before:

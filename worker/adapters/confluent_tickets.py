@@ -56,16 +56,22 @@ class ConfluentTicket:
     Args:
         records: that were sent.
         serve: has the reports that have come delivered.
+        ended_by: why everything fails, where no record's own failure tells it.
         under_way: tickets of this producer that are not settled, oldest first; this one adds and removes itself.
     """
 
-    __slots__ = ("_deliveries", "_records", "_refusal", "_serve", "_under_way")
+    __slots__ = ("_deliveries", "_ended_by", "_records", "_refusal", "_serve", "_under_way")
 
     def __init__(
-        self, records: Sequence[OutRecord], serve: Callable[[], None], under_way: "deque[ConfluentTicket]"
+        self,
+        records: Sequence[OutRecord],
+        serve: Callable[[], None],
+        ended_by: Callable[[], Exception | None],
+        under_way: "deque[ConfluentTicket]",
     ) -> None:
         self._records = records
         self._serve = serve
+        self._ended_by = ended_by
         self._under_way = under_way
         self._deliveries: dict[str, Delivery] = {}
         self._refusal: RecordRefused | None = None
@@ -104,7 +110,7 @@ class ConfluentTicket:
             if failure is not None:
                 topic = None if failure.record is None else failure.record.topic
                 return failure_of(failure.error, failure.record, alone=topic is not None and ticket._only(topic))
-        return failure_of(error, None)
+        return self._ended_by() or failure_of(error, None)
 
     def _own_failure(self) -> Failure | None:
         """The first record that failed by itself; of those that are too large, the largest.
@@ -167,7 +173,12 @@ def failure_of(
     if code in NO_SUCH_TOPIC and topic is not None:
         return gone(topic)
     if code == KafkaError._UNKNOWN_PARTITION and record is not None:
-        return DeliveryFailed("refused", f"'{topic}' has no partition {record.partition}", topic)
+        # A topic that was deleted has no partitions for a while.
+        return DeliveryFailed(
+            "refused",
+            f"Kafka does not let us write to '{topic}': it is gone, or its partition {record.partition}",
+            topic,
+        )
     if code in _REFUSED:
         where = f" to '{topic}'" if topic else ""
         return DeliveryFailed("refused", f"Kafka does not let us write{where}: {error}", topic)

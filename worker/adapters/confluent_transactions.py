@@ -9,7 +9,7 @@ import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
 from worker.adapters.confluent_options import NO_SUCH_TOPIC, error_of
@@ -126,6 +126,7 @@ class ConfluentTransactions(ConfluentPublisher):
         self._open = False
 
     def _connect(self) -> None:
+        self._log.not_added = None
         self._producer = self._new_producer(
             {
                 "transactional.id": self._id,
@@ -141,6 +142,24 @@ class ConfluentTransactions(ConfluentPublisher):
         except BaseException:
             self._given_up()
             raise
+
+    def _ended_by(self) -> Exception | None:
+        """See ConfluentPublisher. A transaction that has failed says so when another is to begin."""
+        if self._producer is None:
+            return None
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as exception:
+            error = error_of(exception)
+        else:
+            self._open = True
+            return None
+        if error.code() == KafkaError._STATE:
+            return None
+        topic, why = self._log.not_added or ("", "")
+        return failure_of(
+            error, OutRecord(topic, 0, None, None, []) if why == KafkaError(error.code()).str() else None
+        )
 
     def _seal(self) -> None:
         """Abort once more, wherever a transaction that was given up has written.
