@@ -10,6 +10,7 @@ what it holds of a partition that is revoked, paused or sought.
 """
 
 import logging
+import operator
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,10 @@ COORDINATOR = "GroupCoordinator"
 _DAMAGED = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW, KafkaError._NOT_IMPLEMENTED}
 )
+
+# The binding returns a broken list, and leaves an exception pending, where a header's name is not UTF-8. A plain
+# message.headers() is not always checked for that, and something else would raise it; this is, with a SystemError.
+headers_of = operator.methodcaller("headers")
 
 
 class _Broker(msgspec.Struct):
@@ -338,8 +343,8 @@ class ConfluentSource:
                 self._held.append(message)
                 continue
             try:
-                headers = message.headers()
-            except (UnicodeDecodeError, SystemError):  # a name that is not UTF-8; the binding returns a broken list
+                headers = headers_of(message)
+            except (UnicodeDecodeError, SystemError):  # a name that is not UTF-8
                 self._step_past(number, message.offset(), "a header's name is not UTF-8")
                 left.add(number)
                 continue
