@@ -19,10 +19,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from worker.adapters import kafka_admin
+from worker.adapters.clients import Client, client
 from worker.adapters.http_server import HttpServer
-from worker.adapters.kafka_publisher import KafkaPublisher
-from worker.adapters.kafka_source import KafkaSource
-from worker.adapters.kafka_transactions import KafkaTransactions
 from worker.adapters.memory_limit import memory_limit_bytes
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
@@ -35,6 +33,7 @@ from worker.core.verdicts import Judge
 from worker.delivery import AtLeastOnce, ExactlyOnce, Guarantee
 from worker.letters import DeadLetters
 from worker.pipeline import Limits, Pipeline
+from worker.ports import Publisher, Source
 from worker.reload import Reloader
 from worker.scoring import Answerer, Model, ScoringThread
 from worker.settings import RunSettings
@@ -187,7 +186,8 @@ def _run(
     readiness.waiting_for("the consumer group")
     step(settings.start_timeout_s)
     options = settings.kafka.client_options()
-    source = KafkaSource(
+    adapters = client(settings.kafka.client)
+    source = adapters.source(
         options,
         topic=settings.input_topic,
         group_id=settings.group_id,
@@ -197,7 +197,7 @@ def _run(
     )
     resources.callback(source.close)
     step()
-    publisher, guarantee = _delivery(settings, source, limits)
+    publisher, guarantee = _delivery(settings, adapters, source, limits)
     resources.callback(publisher.close)
     answerer = Answerer(
         model,
@@ -261,14 +261,16 @@ def _run(
 
 
 def _delivery(
-    settings: RunSettings, source: KafkaSource, topic_limits: Mapping[str, int]
-) -> tuple[KafkaPublisher, Guarantee]:
+    settings: RunSettings, adapters: Client, source: Source, topic_limits: Mapping[str, int]
+) -> tuple[Publisher, Guarantee]:
     """Publisher and guarantee for the delivery that the settings ask for."""
     options = settings.kafka.client_options()
     if settings.delivery == "at_least_once":
-        publisher = KafkaPublisher(options, max_message_bytes=settings.max_message_bytes, topic_limits=topic_limits)
+        publisher = adapters.publisher(
+            options, max_message_bytes=settings.max_message_bytes, topic_limits=topic_limits
+        )
         return publisher, AtLeastOnce(source)
-    transactions = KafkaTransactions(
+    transactions = adapters.transactions(
         options,
         max_message_bytes=settings.max_message_bytes,
         topic_limits=topic_limits,

@@ -24,6 +24,10 @@ def _check_servers(value: str) -> str:
     return value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -36,6 +40,11 @@ class KafkaSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    client: Annotated[Literal["kafka-python", "confluent"], BeforeValidator(_lower)] = Field(
+        default="kafka-python",
+        description="library that reads and writes: kafka-python, or confluent (librdkafka; the extra "
+        "reconstream[confluent])",
+    )
     bootstrap_servers: Servers = Field(default="127.0.0.1:9092", description="brokers as host:port, comma separated")
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], BeforeValidator(_upper)

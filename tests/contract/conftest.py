@@ -7,19 +7,29 @@ import pytest
 
 from tests.conftest import Broker
 from tests.support.kafka import KafkaWorld
-from worker.adapters import kafka_source
+from worker.adapters import confluent_source, kafka_source
 
 
 @pytest.fixture
-def kafka_world(
+def make_kafka_world(
     kafka: Broker, topics: Callable[..., str], exactly_once: bool, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[KafkaWorld]:
+) -> Iterator[Callable[[str], KafkaWorld]]:
+    """make_kafka_world(client): the shared broker through one of the clients."""
     # A machine that stands still for seconds is a fault, which at_least_once may answer by repeating: none is wanted.
-    monkeypatch.setattr(kafka_source, "SESSION_TIMEOUT_MS", 60_000)
-    monkeypatch.setattr(kafka_source, "CALL_TIMEOUT_MS", 60_000)
+    for source in (kafka_source, confluent_source):
+        monkeypatch.setattr(source, "SESSION_TIMEOUT_MS", 60_000)
+        monkeypatch.setattr(source, "CALL_TIMEOUT_MS", 60_000)
     options = {"bootstrap_servers": kafka.bootstrap, "reconnect_backoff_max_ms": 1000}
-    world = KafkaWorld(
-        options, topics(), topics(), topics(), group=f"contract-{uuid.uuid4().hex[:12]}", exactly_once=exactly_once
-    )
-    yield world
-    world.close()
+    worlds = []
+
+    def make(client_name: str) -> KafkaWorld:
+        group = f"contract-{uuid.uuid4().hex[:12]}"
+        world = KafkaWorld(
+            options, topics(), topics(), topics(), group=group, exactly_once=exactly_once, client_name=client_name
+        )
+        worlds.append(world)
+        return world
+
+    yield make
+    for world in worlds:
+        world.close()

@@ -1,4 +1,4 @@
-"""What the pipeline promises, on in-memory ports and on a real Kafka: one suite for both."""
+"""What the pipeline promises, on in-memory ports and on a real Kafka through either client: one suite for all."""
 
 import json
 from collections import defaultdict
@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from tests.support.kafka import CLIENTS
 from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, MemoryTransactions, PixelScorer
 from tests.support.pipelines import CALIBRATION, SPEC, THRESHOLD, Running, running
 from worker.core.errors import ExitCode, Reason, ScorerBroken
@@ -81,12 +82,12 @@ def exactly_once(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "exactly_once")
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", *CLIENTS])
 def world(request: pytest.FixtureRequest, exactly_once: bool) -> World:
     if request.param == "memory":
         return MemoryWorld(exactly_once=exactly_once)
-    kafka_world: World = request.getfixturevalue("kafka_world")
-    return kafka_world
+    make_kafka_world: Callable[[str], World] = request.getfixturevalue("make_kafka_world")
+    return make_kafka_world(request.param)
 
 
 def run(world: World, scorer: PixelScorer | None = None, **limits: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the integration tests share: small real bundles, and a cluster that has rights to withdraw."""
+"""What the integration tests share: small real bundles, clients, and a cluster that has rights to withdraw."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,14 @@ import pytest
 
 from deploy.local_kafka import KafkaCluster
 from tests.support.bundles import write_tiny_bundle
+from tests.support.kafka import CLIENTS
 from worker.core.bundle import Bundle
+
+
+@pytest.fixture(params=CLIENTS)
+def client_name(request: pytest.FixtureRequest) -> str:
+    """What kafka.client may be; a test that asks runs with each."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

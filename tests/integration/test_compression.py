@@ -13,10 +13,16 @@ from worker.core.records import OutRecord
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
-def test_every_codec_is_read(kafka: Broker, topics: Callable[..., str], codec: str) -> None:
+def test_every_codec_is_read(kafka: Broker, topics: Callable[..., str], codec: str, client_name: str) -> None:
     options = {"bootstrap_servers": kafka.bootstrap}
     world = KafkaWorld(
-        options, topics(1), topics(1), topics(1), group=f"codec-{uuid.uuid4().hex[:12]}", exactly_once=False
+        options,
+        topics(1),
+        topics(1),
+        topics(1),
+        group=f"codec-{uuid.uuid4().hex[:12]}",
+        exactly_once=False,
+        client_name=client_name,
     )
     produce(options, [OutRecord(world.input, 0, None, bytes([i] * 6), []) for i in range(30)], compression_type=codec)
     with running(

@@ -1,4 +1,4 @@
-"""Records that kafka-python cannot read: it raises once, and then returns nothing of that partition for ever.
+"""Records that the client cannot read: it tells it, and then returns nothing of that partition for ever.
 
 The bytes are damaged where disks damage them: in the broker's log segment.
 """
@@ -14,8 +14,7 @@ from deploy.local_kafka import KafkaCluster
 from tests.support.kafka import closing, read_all
 from tests.support.memory import PixelScorer
 from tests.support.pipelines import running
-from worker.adapters.kafka_publisher import KafkaPublisher
-from worker.adapters.kafka_source import KafkaSource
+from worker.adapters.clients import client
 from worker.core.errors import ExitCode
 from worker.core.records import Record, header
 
@@ -49,10 +48,10 @@ def damage(cluster: KafkaCluster, topic: str, marker: bytes, replacement: bytes)
     cluster.start()
 
 
-def answer_all(cluster: KafkaCluster, topic: str, count: int) -> tuple[list[Record], list[Record]]:
-    options = {"bootstrap_servers": cluster.bootstrap}
-    source = KafkaSource(options, topic=topic, group_id=topic, max_message_bytes=1 << 20)
-    publisher = KafkaPublisher(options, max_message_bytes=1 << 20, topic_limits={})
+def answer_all(cluster: KafkaCluster, topic: str, count: int, client_name: str) -> tuple[list[Record], list[Record]]:
+    options, adapters = {"bootstrap_servers": cluster.bootstrap}, client(client_name)
+    source = adapters.source(options, topic=topic, group_id=topic, max_message_bytes=1 << 20)
+    publisher = adapters.publisher(options, max_message_bytes=1 << 20, topic_limits={})
     try:
         with running(
             source,
@@ -75,15 +74,17 @@ def create(cluster: KafkaCluster, topic: str) -> None:
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["in the middle", "at the end"])
-def test_a_batch_with_a_wrong_crc_becomes_one_letter_with_its_range(cluster: KafkaCluster, last: bool) -> None:
-    topic = f"crc-{'last' if last else 'middle'}"
+def test_a_batch_with_a_wrong_crc_becomes_one_letter_with_its_range(
+    cluster: KafkaCluster, last: bool, client_name: str
+) -> None:
+    topic = f"crc-{client_name}-{'last' if last else 'middle'}"
     create(cluster, topic)
     bad = [GOOD, b"MARKER", GOOD, GOOD]
     after: list[list[bytes]] = [] if last else [[GOOD] * 2, [GOOD]]
     produce_batches(cluster, topic, [[GOOD] * 3, bad, *after])
     damage(cluster, topic, b"MARKER", b"marker")
     count = 3 + 1 + sum(map(len, after))
-    answers, letters = answer_all(cluster, topic, count)
+    answers, letters = answer_all(cluster, topic, count, client_name)
     verdicts = [json.loads(answer.value or b"") for answer in answers]
     assert [verdict["source"]["offset"] for verdict in verdicts] == [0, 1, 2, 3, *range(7, 7 + count - 4)]
     assert [verdict["reason"] for verdict in verdicts] == [None] * 3 + ["corrupt_record"] + [None] * (count - 4)
@@ -93,15 +94,15 @@ def test_a_batch_with_a_wrong_crc_becomes_one_letter_with_its_range(cluster: Kaf
     assert header(letter.headers, "reconstream-value") == b"null"
 
 
-def test_a_header_whose_name_is_not_utf_8_stops_nothing(cluster: KafkaCluster) -> None:
-    topic = "header-name"
+def test_a_header_whose_name_is_not_utf_8_stops_nothing(cluster: KafkaCluster, client_name: str) -> None:
+    topic = f"header-name-{client_name}"
     create(cluster, topic)
     produce_batches(cluster, topic, [[GOOD]])
     # kafka-python cannot write such a name; other producers can. No CRC is broken: it is computed anew.
     with closing(KafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all")) as producer:
         producer.send(topic, GOOD, headers=[(_Bytes("name"), b"x")], partition=0).get(timeout=10)
     produce_batches(cluster, topic, [[GOOD]])
-    answers, letters = answer_all(cluster, topic, 3)
+    answers, letters = answer_all(cluster, topic, 3, client_name)
     assert len(answers) == 3
     [letter] = letters
     assert header(letter.headers, "reconstream-source-offset") == b"1"

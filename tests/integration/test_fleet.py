@@ -27,7 +27,7 @@ IN_FLIGHT = 1000
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_from_one_worker_to_three_and_back_under_load(
-    kafka: Broker, topics: Callable[..., str], tmp_path: Path, delivery: str
+    kafka: Broker, topics: Callable[..., str], tmp_path: Path, delivery: str, client_name: str
 ) -> None:
     shelf = Shelf(tmp_path / "bundles")
     bundle = shelf.add()
@@ -36,6 +36,7 @@ def test_from_one_worker_to_three_and_back_under_load(
     settings = {
         "bundle": bundle.folder,
         "kafka__bootstrap_servers": kafka.bootstrap,
+        "kafka__client": client_name,
         "input_topic": names[0],
         "output_topic": names[1],
         "dead_letter_topic": names[2],
@@ -95,9 +96,9 @@ def wait_assigned(worker: WorkerProcess, partitions: int) -> None:
 
 
 def test_a_partition_with_a_long_backlog_starves_no_other(
-    kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, tmp_path: Path
+    kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, tmp_path: Path, client_name: str
 ) -> None:
-    lane = Lane(kafka, topics, tiny_bundle)
+    lane = Lane(kafka, topics, tiny_bundle, client_name)
     height, width, channels = tiny_bundle.manifest.input_shape
     image = bytes([1]) * (height * width * channels)
     # 2 KB each: a fetch holds 1 MiB of a partition.

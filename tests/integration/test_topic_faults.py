@@ -22,8 +22,10 @@ BOUND_S = 3
 
 
 @pytest.fixture(params=["at_least_once", "exactly_once"])
-def lane(kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, request: pytest.FixtureRequest) -> Lane:
-    lane = Lane(kafka, topics, tiny_bundle)
+def lane(
+    kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, request: pytest.FixtureRequest, client_name: str
+) -> Lane:
+    lane = Lane(kafka, topics, tiny_bundle, client_name)
     lane.settings["delivery"] = request.param
     return lane
 

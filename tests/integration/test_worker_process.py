@@ -20,6 +20,7 @@ from tests.conftest import Broker
 from tests.support.bundles import FATAL_PIXEL, SHAPE, tiny_images
 from tests.support.kafka import committed, produce, read_all
 from tests.support.processes import WorkerProcess
+from worker.adapters.clients import KAFKA_PYTHON
 from worker.core.bundle import Bundle
 from worker.core.errors import ExitCode
 from worker.core.images import encode_png
@@ -29,13 +30,16 @@ from worker.core.records import OutRecord
 class Lane:
     """Three topics of a test's own, and the settings of a worker on them."""
 
-    def __init__(self, kafka: Broker, topics: Callable[..., str], bundle: Bundle) -> None:
+    def __init__(
+        self, kafka: Broker, topics: Callable[..., str], bundle: Bundle, client_name: str = KAFKA_PYTHON
+    ) -> None:
         self.options = {"bootstrap_servers": kafka.bootstrap}
         self.input, self.output, self.letters = topics(), topics(), topics(max_message_bytes=1_200_000)
         self.group = f"lane-{uuid.uuid4().hex[:12]}"
         self.settings: dict[str, object] = {
             "bundle": bundle.folder,
             "kafka__bootstrap_servers": kafka.bootstrap,
+            "kafka__client": client_name,
             "input_topic": self.input,
             "output_topic": self.output,
             "dead_letter_topic": self.letters,
@@ -71,10 +75,12 @@ def expected(count: int) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-def test_a_kill_loses_nothing_and_a_stop_repeats_nothing(lane: Lane, tmp_path: Path, delivery: str) -> None:
+def test_a_kill_loses_nothing_and_a_stop_repeats_nothing(
+    lane: Lane, tmp_path: Path, delivery: str, client_name: str
+) -> None:
     # The model is made slow by small batches, so that the kill comes in the middle.
     small: dict[str, object] = {"max_batch_size": 8, "max_in_flight_records": 64, "commit_interval_ms": 50}
-    settings = {**lane.settings, **small, "delivery": delivery}
+    settings = {**lane.settings, **small, "delivery": delivery, "kafka__client": client_name}
     lane.feed(3000)
     with WorkerProcess(tmp_path / "first.log", settings) as worker:
         lane.positions(at_least=300)
@@ -172,9 +178,9 @@ def test_every_bad_input_is_answered_and_lettered_and_its_neighbours_are_judged(
 
 
 def test_twenty_megabytes_are_answered_too(
-    kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, tmp_path: Path
+    kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, tmp_path: Path, client_name: str
 ) -> None:
-    lane = Lane(kafka, topics, tiny_bundle)
+    lane = Lane(kafka, topics, tiny_bundle, client_name)
     lane.input, lane.letters = topics(max_message_bytes=25 << 20), topics(max_message_bytes=26 << 20)
     settings = {
         **lane.settings,
@@ -199,13 +205,16 @@ def test_twenty_megabytes_are_answered_too(
     assert letter.value == value
 
 
-def test_over_sasl_ssl_with_scram(secure_kafka: KafkaCluster, tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_over_sasl_ssl_with_scram(
+    secure_kafka: KafkaCluster, tiny_bundle: Bundle, tmp_path: Path, client_name: str
+) -> None:
     names = [f"secure-{part}-{uuid.uuid4().hex[:8]}" for part in ("in", "out", "dead")]
     secure_kafka.create_topics(
         {names[0]: (1, {}), names[1]: (1, {}), names[2]: (1, {"max.message.bytes": 1_200_000})}
     )
     settings = {
         "bundle": tiny_bundle.folder,
+        "kafka__client": client_name,
         "input_topic": names[0],
         "output_topic": names[1],
         "dead_letter_topic": names[2],

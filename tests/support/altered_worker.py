@@ -15,10 +15,10 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 from worker import app, watchdog  # noqa: E402
 from worker.__main__ import main  # noqa: E402
-from worker.adapters.kafka_source import KafkaSource  # noqa: E402
+from worker.adapters.clients import Client  # noqa: E402
 from worker.adapters.keras_scorer import KerasScorer, select_backend  # noqa: E402
 from worker.core.progress import Progress  # noqa: E402
-from worker.ports import Clock  # noqa: E402
+from worker.ports import Clock, Source  # noqa: E402
 
 PROGRAM = Path(__file__)
 # A stall: shorter than the settings take, so that no test waits for minutes.
@@ -34,11 +34,18 @@ def hang(*_: object) -> NoReturn:
 def waits_to_join(file: Path) -> None:
     """All is ready but the consumer, which joins its group when the file is there."""
 
-    def join(*arguments: Any, **more: Any) -> KafkaSource:
-        await_file(file)
-        return KafkaSource(*arguments, **more)
+    made = app.client
 
-    app.KafkaSource = join  # type: ignore[attr-defined, assignment]
+    def client(name: str) -> Client:
+        adapters = made(name)
+
+        def join(*arguments: Any, **more: Any) -> Source:
+            await_file(file)
+            return adapters.source(*arguments, **more)
+
+        return adapters._replace(source=join)
+
+    app.client = client
 
 
 def watch_closely() -> None:

@@ -1,6 +1,7 @@
 """A test's own view of a real Kafka: feed a topic, read all of another, see what was committed."""
 
 import contextlib
+import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,11 +11,12 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 from kafka.errors import KafkaError
 
-from worker.adapters.kafka_publisher import KafkaPublisher
-from worker.adapters.kafka_source import KafkaSource
-from worker.adapters.kafka_transactions import KafkaTransactions
+from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON, client
+from worker.adapters.confluent_transactions import METADATA_BEGINS
 from worker.core.records import OutRecord, Record
 from worker.ports import Publisher, Source
+
+CLIENTS = (KAFKA_PYTHON, CONFLUENT)
 
 
 @contextlib.contextmanager
@@ -117,6 +119,15 @@ def move_leaders(bootstrap: str, topics: Collection[str], by: int = 1, timeout_s
             pause.wait(0.05)
 
 
+def of_next_generation(group: Any) -> object:
+    """A group's metadata, as either client's Polled.group has them, of a generation that has not been."""
+    if isinstance(group, bytes):
+        at = len(METADATA_BEGINS)
+        (generation,) = struct.unpack_from("=i", group, at)
+        return group[:at] + struct.pack("=i", generation + 1) + group[at + 4 :]
+    return group._replace(generation_id=group.generation_id + 1)
+
+
 class KafkaWorld:
     """What tests/contract needs of a broker; see World there."""
 
@@ -129,8 +140,10 @@ class KafkaWorld:
         *,
         group: str,
         exactly_once: bool,
+        client_name: str = KAFKA_PYTHON,
     ) -> None:
         self.options = options
+        self.client = client(client_name)
         self.input, self.output, self.letters, self.group = input, output, letters, group
         self.exactly_once = exactly_once
         self._closers: list[Callable[[], None]] = []
@@ -139,7 +152,7 @@ class KafkaWorld:
         produce(self.options, records)
 
     def source(self) -> Source:
-        source = KafkaSource(
+        source = self.client.source(
             self.options,
             topic=self.input,
             group_id=self.group,
@@ -151,9 +164,9 @@ class KafkaWorld:
     def publisher(self) -> Publisher:
         limits: dict[str, int] = {}
         publisher = (
-            KafkaTransactions(self.options, max_message_bytes=1 << 20, topic_limits=limits, id_prefix="test")
+            self.client.transactions(self.options, max_message_bytes=1 << 20, topic_limits=limits, id_prefix="test")
             if self.exactly_once
-            else KafkaPublisher(self.options, max_message_bytes=1 << 20, topic_limits=limits)
+            else self.client.publisher(self.options, max_message_bytes=1 << 20, topic_limits=limits)
         )
         self._closers.append(publisher.close)
         return publisher

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lz4.frame
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
@@ -23,6 +22,7 @@ from worker.adapters.kafka_tickets import (
     gone,
     is_missing,
 )
+from worker.adapters.record_sizes import REQUEST_OVERHEAD_BYTES, SizeLimits
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
 from worker.ports import RecordRefused
@@ -35,11 +35,6 @@ CLOSE_TIMEOUT_S = 2.0
 # Small batches leave at once under light load, and fill under heavy load.
 LINGER_MS = 2
 BATCH_BYTES = 256 << 10
-# Of a batch with one record, and of each of its headers: the most that Kafka's format adds.
-RECORD_OVERHEAD_BYTES = 128
-HEADER_OVERHEAD_BYTES = 10
-# Headers and key come on top of the largest message's value.
-REQUEST_OVERHEAD_BYTES = 1 << 20
 
 
 class KafkaPublisher:
@@ -55,22 +50,13 @@ class KafkaPublisher:
         self, options: Mapping[str, object], *, max_message_bytes: int, topic_limits: Mapping[str, int]
     ) -> None:
         self._options = dict(options)
-        self._max_request_size = max_message_bytes + REQUEST_OVERHEAD_BYTES
-        self._topic_limits = topic_limits
+        self._sizes = SizeLimits(max_message_bytes + REQUEST_OVERHEAD_BYTES, topic_limits)
         self._producer: KafkaProducer | None = None
         self._under_way: deque[KafkaTicket] = deque()
 
     def accepts(self, record: OutRecord) -> bool:
-        """See worker.ports.Publisher. A topic's limit is on the compressed size."""
-        value = record.value or b""
-        others = RECORD_OVERHEAD_BYTES + len(record.key or b"")
-        others += sum(len(name) + len(content) + HEADER_OVERHEAD_BYTES for name, content in record.headers)
-        limit = self._topic_limits.get(record.topic)
-        if others + len(value) > self._max_request_size:
-            return False
-        if limit is None or others + len(value) <= limit:
-            return True
-        return others + len(lz4.frame.compress(value)) <= limit
+        """See worker.ports.Publisher."""
+        return self._sizes.accepts(record)
 
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
         """See worker.ports.Publisher."""
@@ -127,7 +113,7 @@ class KafkaPublisher:
                 "compression_type": "lz4",
                 "linger_ms": LINGER_MS,
                 "batch_size": BATCH_BYTES,
-                "max_request_size": self._max_request_size,
+                "max_request_size": self._sizes.largest,
                 "delivery_timeout_ms": DELIVERY_TIMEOUT_MS,
                 "request_timeout_ms": REQUEST_TIMEOUT_MS,
                 "max_block_ms": MAX_BLOCK_MS,

@@ -28,8 +28,7 @@ from kafka.errors import (
 )
 from kafka.structs import MemberState, OffsetAndMetadata
 
-from worker.adapters.kafka_tickets import NAME_TAKEN
-from worker.core.errors import DeliveryFailed, KafkaRefused, KafkaUnreachable
+from worker.core.errors import NAME_TAKEN, DeliveryFailed, KafkaRefused, KafkaUnreachable
 from worker.core.records import Positions, Record, SourceRecord, TopicPartition
 from worker.ports import Polled
 

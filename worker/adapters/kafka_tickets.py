@@ -23,7 +23,7 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from worker.core.errors import DeliveryFailed, KafkaRefused
+from worker.core.errors import NAME_TAKEN, DeliveryFailed, KafkaRefused
 from worker.core.records import OutRecord
 from worker.ports import RecordRefused
 
@@ -39,7 +39,6 @@ _FENCED = (
     IllegalGenerationError,
     UnknownMemberIdError,
 )
-NAME_TAKEN = "another member of the group has this worker's group_instance_id; each needs its own"
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _REFUSED = (AuthorizationError, InvalidTopicError, UnknownTopicOrPartitionError)
 

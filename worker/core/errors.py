@@ -13,6 +13,8 @@ ReconstreamError
 
 from enum import IntEnum, StrEnum
 
+NAME_TAKEN = "another member of the group has this worker's group_instance_id; each needs its own"
+
 
 class ExitCode(IntEnum):
     """The process's exit status."""
