@@ -34,7 +34,7 @@ def hang(*_: object) -> NoReturn:
 def waits_to_join(file: Path) -> None:
     """All is ready but the consumer, which joins its group when the file is there."""
 
-    made = app.client
+    made = app.client  # type: ignore[attr-defined]
 
     def client(name: str) -> Client:
         adapters = made(name)
@@ -45,7 +45,7 @@ def waits_to_join(file: Path) -> None:
 
         return adapters._replace(source=join)
 
-    app.client = client
+    app.client = client  # type: ignore[attr-defined]
 
 
 def watch_closely() -> None:
