@@ -50,7 +50,13 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """build/bench.json. A ratio is the median of the rounds' ratios."""
+    """build/bench.json.
+
+    Attributes:
+        ratios: each is the median of the rounds' own.
+        confluent_us_beside_loop: CPU us a message of null_model_confluent, less pass_through_confluent's.
+        latency: the curve.
+    """
 
     machine: str
     versions: dict[str, str]
@@ -59,6 +65,7 @@ class Result(msgspec.Struct, frozen=True):
     seconds: float
     contenders: dict[str, list[Figures]]
     ratios: dict[str, Spread]
+    confluent_us_beside_loop: Spread
     latency: Curve
 
 
@@ -87,6 +94,10 @@ RATIOS: Mapping[str, tuple[str, Callable[[Round], float], Callable[[Round], floa
     "throughput_vs_naive": ("raw", _rate("at_least_once"), _rate("predict_per_message")),
     "shipped_vs_best_peer": ("raw", _rate("at_least_once"), _best_peer),
     "exactly_once_vs_at_least_once": ("raw", _rate("exactly_once"), _rate("at_least_once")),
+    "confluent_vs_model": ("raw", _rate("confluent"), _rate(MODEL)),
+    "confluent_vs_model_jpeg": ("jpeg", _rate("confluent"), _rate(MODEL)),
+    "confluent_vs_best_peer": ("raw", _rate("confluent"), _best_peer),
+    "confluent_exactly_once_vs_at_least_once": ("raw", _rate("confluent_exactly_once"), _rate("confluent")),
     "overhead_vs_kafka_loop": ("raw", _cpu("null_model"), _cpu("pass_through")),
 }
 
@@ -175,7 +186,9 @@ def _result(
 ) -> Result:
     return Result(
         machine=f"{platform.machine()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB",
-        versions={of.name: of.version for of in map(distribution, ("kafka-python", "keras", "numpy"))},
+        versions={
+            of.name: of.version for of in map(distribution, ("kafka-python", "confluent-kafka", "keras", "numpy"))
+        },
         images=counts,
         rounds=rounds,
         seconds=round(seconds, 1),
@@ -196,6 +209,9 @@ def _result(
             for name, (workload, above, below) in RATIOS.items()
             if workload in runs
         },
+        confluent_us_beside_loop=_spread(
+            [_cpu("null_model_confluent")(one) - _cpu("pass_through_confluent")(one) for one in runs["raw"]]
+        ),
         latency=curve,
     )
 
@@ -206,6 +222,10 @@ def _show(result: Result) -> None:
         ratios.add_column(column, justify="left" if column == "ratio" else "right")
     for name, spread in result.ratios.items():
         ratios.add_row(name, *(f"{value:.3f}" for value in (spread.median, spread.min, spread.max)))
+    beside = result.confluent_us_beside_loop
+    ratios.add_row(
+        "confluent, us beside its loop", *(f"{value:.1f}" for value in (beside.median, beside.min, beside.max))
+    )
     console.print(ratios)
     for workload, of in result.contenders.items():
         table = Table(title=f"{workload}: {result.images[workload]:,} images, {result.machine}")

@@ -74,17 +74,22 @@ class Contender:
 
 
 MODEL = "bare_model"
+CONFLUENT: Mapping[str, object] = MappingProxyType({"kafka__client": "confluent"})
 CONTENDERS: Mapping[str, Contender] = MappingProxyType(
     {
         MODEL: Contender("tests.bench.bare_model", workloads=tuple(WORKLOADS)),
         "at_least_once": Contender(settings={"delivery": "at_least_once"}, workloads=tuple(WORKLOADS)),
         "exactly_once": Contender(settings={"delivery": "exactly_once"}),
+        "confluent": Contender(settings={"delivery": "at_least_once", **CONFLUENT}, workloads=tuple(WORKLOADS)),
+        "confluent_exactly_once": Contender(settings={"delivery": "exactly_once", **CONFLUENT}),
         "kafka_loop": Contender("tests.bench.kafka_loop", workloads=tuple(WORKLOADS)),
         "quixstreams": Contender("tests.bench.peers.quixstreams_sink", peer=True),
         "bytewax": Contender("tests.bench.peers.bytewax_flow", peer=True),
         "predict_per_message": Contender("tests.bench.predict_per_message", at_most=300),
         "null_model": Contender(null=True),
+        "null_model_confluent": Contender(settings=CONFLUENT, null=True),
         "pass_through": Contender("tests.bench.pass_through", null=True, scores=False),
+        "pass_through_confluent": Contender("tests.bench.pass_through_confluent", null=True, scores=False),
     }
 )
 
