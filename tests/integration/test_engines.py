@@ -94,6 +94,19 @@ def test_what_goes_to_the_device_is_the_padded_batch_as_uint8(
     assert sent == [(np.dtype(np.uint8), (CAPACITY, *SHAPE))]
 
 
+@pytest.mark.parametrize("serving", [EXACT, OPENVINO])
+def test_two_batches_in_flight_score_as_one(model: Any, exact: KerasScorer, serving: Serving) -> None:
+    scorer = KerasScorer(model, CAPACITY, serving)
+    images = tiny_images(2 * CAPACITY, seed=12)
+    buffer = images[:CAPACITY].copy()
+    first = scorer.start(buffer, CAPACITY)
+    buffer[:] = images[CAPACITY:]
+    second = scorer.start(buffer, CAPACITY - 3)
+    buffer[:] = 255
+    found = np.concatenate([first()[0], second()[0]])
+    np.testing.assert_allclose(found, exact.score_all(images)[0][: len(found)], rtol=SAME)
+
+
 def test_results_of_openvino_stay_when_the_next_batch_is_scored(on_openvino: Bundle) -> None:
     scorer = KerasScorer.load(on_openvino, CAPACITY)
     batch = tiny_images(CAPACITY, seed=8)

@@ -3,7 +3,8 @@
 Rules: a compiled model takes padded batches of the sizes it was made for, and no other; uint8 goes to the device,
 float32 comes back; what a manifest names is used, or refused, never replaced by something near it, or replicas would
 judge differently. In bfloat16 the convolutions and dense layers alone are computed in it, their weights stay float32
-in the archive; errors, pooling and scores are float32.
+in the archive; errors, pooling and scores are float32. OpenVINO chooses the layers itself, of which calibration and
+golden images know no more than that the scores agree.
 
 Import this module lazily: what it works with takes seconds to import. Call keras_scorer.select_backend() before.
 """

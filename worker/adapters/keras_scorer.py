@@ -20,7 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.adapters.engines import Compiled, check_serving, compile_model, device, keras_backend, prepare_device
+from worker.adapters.engines import (
+    Compiled,
+    check_serving,
+    compile_model,
+    device,
+    import_openvino,
+    keras_backend,
+    prepare_device,
+)
 from worker.core.bundle import Bundle, Serving, scores_agree
 from worker.core.errors import BundleError, ScorerBroken, Unreadable
 from worker.core.images import decode
@@ -39,6 +47,8 @@ def select_backend(backend: str) -> None:
         BundleError: the backend is unknown or not installed, or Keras runs on another one already.
     """
     name = keras_backend(backend)
+    if backend == "openvino":
+        import_openvino()  # first: where it is missing, that is known before TensorFlow was imported
     os.environ.setdefault("KERAS_BACKEND", name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Or JAX takes most of a GPU's memory when it first sees it; TensorFlow's counterpart is in prepare_device().
