@@ -67,6 +67,10 @@ bench: .venv-peers/.installed  ## throughput against the bare model and what peo
 bench-scorers: install  ## what an image costs by backend, precision and threads; no Kafka
 	$(BIN)/python -m tests.bench.scorers
 
+.PHONY: soak
+soak: install  ## one worker under a steady load for an hour: nothing may grow (MINUTES=60 RATE=2000 CLIENT=confluent)
+	$(BIN)/python -m tests.bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE)) $(if $(CLIENT),--client $(CLIENT))
+
 .PHONY: dashboards
 dashboards: install  ## write Grafana's dashboards and their reading guide anew
 	$(BIN)/python -m deploy.grafana
