@@ -64,20 +64,18 @@ def fit(settings: Fit, console: Console) -> Path:
 
         check_percentile(len(dataset.calibration), settings.percentile)  # before the fit, not after it
 
-    from worker.adapters.keras_scorer import prepare_device, select_backend
+    from training import serving
 
     backend = BACKENDS[settings.scorer]
-    select_backend(backend)
-    prepare_device()
+    serving.prepare(backend, settings.precision)
     import keras
 
-    from training import export, model, report, serving
+    from training import export, model, report
     from training.calibrate import fit_threshold
     from training.evaluate import judge_thresholds
     from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
     from training.progress import show_progress
 
-    serving.check_choice(backend, settings.precision)  # before the fit, not after it
     keras.utils.set_random_seed(settings.seed)
     autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size)
     compile_autoencoder(autoencoder, settings.learning_rate)

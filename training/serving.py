@@ -5,7 +5,7 @@ all three hold, else float32:
 1. this machine has instructions for it (AVX512-BF16, AMX-BF16, or a GPU that has it);
 2. no calibration score differs from float32's by more than bfloat16's tolerance;
 3. it is at least WORTH_IT times as fast as float32 here, measured in turns on full batches.
-Otherwise a bundle would be refused on more machines for nothing. Import after select_backend().
+Otherwise a bundle would be refused on more machines for nothing.
 """
 
 import statistics
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.adapters.engines import check_serving, native_bfloat16
-from worker.adapters.keras_scorer import KerasScorer
+from worker.adapters.keras_scorer import KerasScorer, prepare_device, select_backend
 from worker.core.bundle import TOLERANCE, Serving, scores_agree
 from worker.core.errors import BundleError, ConfigurationError
 
@@ -37,21 +37,24 @@ class Choice:
     why: str
 
 
-def check_choice(backend: str, asked: Asked) -> None:
-    """Find out before the fit that this machine cannot do what is asked.
+def prepare(backend: str, asked: Asked) -> None:
+    """Import and set up the backend; find out before the fit that this machine cannot serve what is asked.
 
     Raises:
-        ConfigurationError: OpenVINO is not installed, or bfloat16 was asked for and is not native here.
+        ConfigurationError: the backend is not installed, or bfloat16 was asked for and is not native here.
     """
     try:
+        select_backend(backend)
+        prepare_device()
         check_serving(Serving("bfloat16" if asked == "bfloat16" else "float32", backend))
     except BundleError as error:
-        fields = "precision and scorer" if asked == "bfloat16" else "scorer"
-        raise ConfigurationError(f"{fields}: '{asked}' on {backend} was asked for; {error}") from error
+        raise ConfigurationError(
+            f"scorer (--scorer), precision (--precision): {asked} on {backend} was given; {error}"
+        ) from error
 
 
 def choose(model: Any, calibration: NDArray[np.uint8], backend: str, asked: Asked) -> Choice:
-    """Decide by the rule above.
+    """Decide by the rule above. After prepare().
 
     Args:
         model: the scorer, with its weights.

@@ -73,7 +73,7 @@ def test_openvino_scores_as_tensorflow_does(on_openvino: Bundle, exact: KerasSco
     np.testing.assert_allclose(scorer.reconstruct(images), exact.reconstruct(images), atol=1e-5)
     assert on_openvino.manifest.serving == OPENVINO
     assert {"tensorflow", "openvino"} <= set(on_openvino.manifest.versions)
-    assert scorer.device[0] == "CPU"
+    assert (scorer.serving, scorer.device[0]) == (OPENVINO, "CPU")
 
 
 def test_what_goes_to_the_device_is_the_padded_batch_as_uint8(
@@ -204,6 +204,7 @@ def test_a_bundle_in_bfloat16_is_served_where_it_is_native_and_refused_elsewhere
     bundle = write_tiny_bundle(tmp_path, serving=LOW)
     assert (bundle.manifest.serving, bundle.tolerance) == (LOW, 3e-2)
     scorer = KerasScorer.load(bundle, CAPACITY)
+    assert scorer.serving == LOW
     # Emulated or native, batches of other sizes: the same scores.
     np.testing.assert_allclose(scorer.score_all(tiny_images(260)[100:200])[0], bundle.calibration.scores, rtol=3e-2)
     monkeypatch.setattr(engines, "native_bfloat16", lambda backend: False)
@@ -270,17 +271,17 @@ def test_auto_takes_float32_where_the_scores_do_not_agree(
 def test_what_is_asked_for_is_obeyed_or_refused_before_the_fit(
     model: Any, native: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.serving import check_choice
+    from training.serving import prepare
 
-    check_choice("tensorflow", "bfloat16")
+    prepare("tensorflow", "bfloat16")
     assert choice(model, "bfloat16")[0] == "bfloat16"
     monkeypatch.setattr(engines, "native_bfloat16", lambda backend: False)
-    check_choice("openvino", "auto")
-    with pytest.raises(ConfigurationError, match="'bfloat16' on tensorflow was asked for"):
-        check_choice("tensorflow", "bfloat16")
+    prepare("openvino", "auto")
+    with pytest.raises(ConfigurationError, match="bfloat16 on tensorflow was given"):
+        prepare("tensorflow", "bfloat16")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ConfigurationError, match="install the extra 'openvino'"):
-        check_choice("openvino", "float32")
+        prepare("openvino", "float32")
 
 
 def test_speed_is_measured_in_turns() -> None:

@@ -107,7 +107,8 @@ def test_what_this_machine_cannot_serve_is_exit_2_before_the_fit(
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert main(fit_arguments(data, tmp_path / "b", "--scorer", "openvino")) == ExitCode.BAD_CONFIGURATION
     captured = capsys.readouterr()
-    assert "precision and scorer: 'bfloat16' on tensorflow was asked for" in captured.err
+    assert "precision (--precision): bfloat16 on tensorflow was given" in captured.err
+    assert "fit with --precision float32" in captured.err
     assert "install the extra 'openvino'" in captured.err
     assert captured.out == ""
 

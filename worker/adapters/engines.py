@@ -58,7 +58,7 @@ def import_openvino() -> Any:
         import openvino  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise BundleError(
-            f"the bundle wants OpenVINO, which is not installed ({error}): install the extra 'openvino' "
+            f"OpenVINO is wanted, and not installed ({error}): install the extra 'openvino' "
             "(pip install 'reconstream[openvino]'), or fit with --scorer keras."
         ) from error
     return openvino
@@ -105,9 +105,9 @@ def check_serving(serving: Serving) -> None:
         import_openvino()
     if serving.precision == "bfloat16" and not native_bfloat16(serving.backend):
         raise BundleError(
-            f"the bundle was calibrated in bfloat16 on {serving.backend}; this machine has no instructions for it "
-            "(AVX512-BF16, AMX-BF16, or a GPU of compute capability 8.0), and another precision would judge "
-            "differently. Serve it where there are some, or fit with --precision float32."
+            f"bfloat16 on {serving.backend} is wanted, and this machine has no instructions for it (AVX512-BF16, "
+            "AMX-BF16, or a GPU of compute capability 8.0); another precision would judge differently. Serve the "
+            "bundle where there are some, or fit with --precision float32."
         )
 
 
