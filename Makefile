@@ -48,6 +48,10 @@ test: check  ## check, then all tests, with a real Apache Kafka
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
+.PHONY: test-confluent
+test-confluent: install  ## the integration tests and the short fault rows with --kafka.client confluent
+	$(BIN)/python -m pytest -m confluent
+
 .PHONY: faults
 faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SEED=n)
 	$(BIN)/python -m tests.faults $(if $(SCALE),--scale $(SCALE)) $(if $(ROW),--row $(ROW)) $(if $(MODE),--mode $(MODE)) $(if $(SEED),--seed $(SEED))

@@ -6,13 +6,13 @@ import pytest
 
 from deploy.local_kafka import KafkaCluster
 from tests.support.bundles import write_tiny_bundle
-from tests.support.kafka import CLIENTS
+from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON
 from worker.core.bundle import Bundle
 
 
-@pytest.fixture(params=CLIENTS)
+@pytest.fixture(params=[KAFKA_PYTHON, pytest.param(CONFLUENT, marks=pytest.mark.confluent)])
 def client_name(request: pytest.FixtureRequest) -> str:
-    """What kafka.client may be; a test that asks runs with each."""
+    """What kafka.client may be; a test that asks runs with each, with the second by `make test-confluent`."""
     return str(request.param)
 
 
