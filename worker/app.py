@@ -149,6 +149,7 @@ def _run(
 ) -> tuple[ExitCode, bool]:
     """The exit code, and whether the threads that run the model's native code have ended."""
     clock = SystemClock()
+    adapters = client(settings.kafka.client)
     bundle = read_bundle(settings.bundle)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -186,7 +187,6 @@ def _run(
     readiness.waiting_for("the consumer group")
     step(settings.start_timeout_s)
     options = settings.kafka.client_options()
-    adapters = client(settings.kafka.client)
     source = adapters.source(
         options,
         topic=settings.input_topic,

@@ -1,9 +1,9 @@
 """Logs: one line an event, on stderr; stdout is for results.
 
 JSON where nobody looks on (stderr is no terminal), readable where somebody does. The standard library's
-logging goes the same way, from WARNING up whatever the level. kafka-python's lines are shown only at the level
-debug, and from WARNING up: it writes one for every attempt, hundreds while a broker restarts, where the worker
-writes one for every change of state; below WARNING it writes its configuration with the passwords.
+logging goes the same way, from WARNING up whatever the level. The lines of the Kafka clients are shown only at the
+level debug, and from WARNING up: they write one for every attempt, hundreds while a broker restarts, where the worker
+writes one for every change of state; below WARNING kafka-python writes its configuration with the passwords.
 Rule: secrets never appear.
 """
 

@@ -63,6 +63,8 @@ _DAMAGED = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW, KafkaError._NOT_IMPLEMENTED}
 )
 
+# Nothing else ends a consumer for good.
+_FATAL = frozenset({KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID})
 # The binding returns a broken list, and leaves an exception pending, where a header's name is not UTF-8. A plain
 # message.headers() is not always checked for that, and something else would raise it; this is, with a SystemError.
 headers_of = operator.methodcaller("headers")
@@ -385,14 +387,14 @@ class ConfluentSource:
                 self._unavailable = refusal
                 raise DeliveryFailed("refused", refusal)
             self._refused[number] = refusal
-        elif error.fatal() or code == KafkaError.FENCED_INSTANCE_ID:
+        elif error.fatal() or code in _FATAL:
             raise self._failure(error)
         else:
             log.debug("%s", error)
         return False
 
     def _failure(self, error: KafkaError) -> Exception:
-        if error.code() == KafkaError.FENCED_INSTANCE_ID:
+        if error.fatal() or error.code() in _FATAL:
             return KafkaRefused(NAME_TAKEN)
         return DeliveryFailed("refused", f"the consumer cannot read '{self._topic}': {error}")
 
