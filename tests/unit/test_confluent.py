@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
+from pydantic import SecretStr
 
 from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON, client
 from worker.adapters.confluent_options import Log, librdkafka_options
@@ -69,7 +70,7 @@ def test_settings_in_librdkafka_s_names(tmp_path: Any) -> None:
         security_protocol="SASL_SSL",
         sasl_mechanism="SCRAM-SHA-512",
         sasl_username="user",
-        sasl_password="secret",
+        sasl_password=SecretStr("secret"),
         ssl_ca_file=ca,
         ssl_certificate_file=certificate,
         ssl_check_hostname=False,

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as ClientPartition
 
+from worker.adapters.confluent_membership import Membership
 from worker.adapters.confluent_options import (
     AUTHORIZATION,
     FENCED,
@@ -57,7 +57,6 @@ REST_S = 0.5
 COMMIT_LOOK_S = 0.001
 REQUEST_OVERHEAD_BYTES = 1 << 20
 
-COORDINATOR = "GroupCoordinator"
 # What is wrong with the data itself.
 _DAMAGED = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW, KafkaError._NOT_IMPLEMENTED}
@@ -68,23 +67,6 @@ _FATAL = frozenset({KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID})
 # The binding returns a broken list, and leaves an exception pending, where a header's name is not UTF-8. A plain
 # message.headers() is not always checked for that, and something else would raise it; this is, with a SystemError.
 headers_of = operator.methodcaller("headers")
-
-
-class _Broker(msgspec.Struct):
-    state: str = ""
-    rxidle: int = -1  # microseconds since it said something
-
-
-class _Group(msgspec.Struct):
-    state: str = ""
-    join_state: str = ""
-
-
-class _Statistics(msgspec.Struct):
-    """The little that is read of librdkafka's statistics."""
-
-    brokers: dict[str, _Broker] = {}
-    cgrp: _Group | None = None
 
 
 class ConfluentSource:
@@ -113,7 +95,8 @@ class ConfluentSource:
         self._topic = topic
         self._max = max_poll_records
         self._assigned: set[int] = set()
-        self._revoked: set[TopicPartition] = set()
+        self._taken: set[int] = set()  # within one call of consume()
+        self._revoked: set[TopicPartition] = set()  # since the last poll
         self._next: dict[int, int] = {}
         self._held: list[Message] = []  # fetched, and not for the poll that fetched it
         self._stuck: dict[int, tuple[int, int]] = {}  # first offset that cannot be read, next to try
@@ -124,9 +107,7 @@ class ConfluentSource:
         self._at_rest: set[int] = set()  # what librdkafka has paused for us
         self._committing: dict[TopicPartition, int] = {}
         self._committed: list[KafkaError | None] = []  # the answer, once there is one
-        self._member = "not asked"
-        self._answered_at: float | None = None
-        self._statistics = msgspec.json.Decoder(_Statistics)
+        self._membership = Membership(SESSION_TIMEOUT_MS / 1000)
         self._consumer: Consumer = Consumer(
             {
                 **librdkafka_options(options, Log()),
@@ -151,7 +132,7 @@ class ConfluentSource:
                 "check.crcs": True,
                 "topic.metadata.refresh.interval.ms": METADATA_INTERVAL_MS,
                 "statistics.interval.ms": STATISTICS_INTERVAL_MS,
-                "stats_cb": self._on_statistics,
+                "stats_cb": self._membership.on_statistics,
                 "on_commit": self._on_commit,
             }
         )
@@ -205,7 +186,7 @@ class ConfluentSource:
             if time.monotonic() >= deadline:
                 raise DeliveryFailed("commit", f"positions could not be committed within {CALL_TIMEOUT_MS} ms")
             time.sleep(COMMIT_LOOK_S)
-            self._held += self._consume(1, 0.0)
+            self._consume(1, 0.0)
         [refusal] = self._committed
         if refusal is None:
             return True
@@ -255,15 +236,9 @@ class ConfluentSource:
                 lag[TopicPartition(self._topic, number)] = max(0, end - self._next[number])
         return lag
 
-    def missing(self) -> list[str]:
+    def missing(self) -> Sequence[str]:
         """See worker.ports.Source. Called by the HTTP threads as well: reads only."""
-        answered_at = self._answered_at
-        if answered_at is None:
-            return [f"the consumer group has not answered yet (member state {self._member})"]
-        silent = time.monotonic() - answered_at
-        if silent > SESSION_TIMEOUT_MS / 1000:
-            return [f"Kafka has not answered a heartbeat for {silent:.0f} s"]
-        return []
+        return self._membership.missing()
 
     def close(self) -> None:
         """Leave the group; bounded in time."""
@@ -276,14 +251,14 @@ class ConfluentSource:
 
     def _fetch(self, timeout_s: float) -> list[Message]:
         room = self._max - len(self._held)
-        messages = self._consume(room, 0.0) if room > 0 else []
-        if not messages and not self._held:
+        if room > 0:
+            self._consume(room, 0.0)
+        if not self._held:
             # For the first one only: consume() would wait until it has as many as it may bring.
-            messages = self._consume(1, timeout_s)
-            if messages and room > 1:
-                messages += self._consume(room - 1, 0.0)
-        if self._held:
-            messages, self._held = self._held + messages, []
+            self._consume(1, timeout_s)
+            if self._held and room > 1:
+                self._consume(room - 1, 0.0)
+        messages, self._held = self._held, []
         return messages
 
     def _rest(self, timeout_s: float) -> list[Message]:
@@ -294,7 +269,7 @@ class ConfluentSource:
         if more := self._assigned - self._at_rest:
             self._switch(self._consumer.pause, more)
             self._at_rest |= more
-        self._held += self._consume(1, timeout_s)
+        self._consume(1, timeout_s)
         return []
 
     def _switch(self, change: Callable[[list[ClientPartition]], None], numbers: set[int]) -> None:
@@ -305,21 +280,18 @@ class ConfluentSource:
         except KafkaException as error:  # revoked meanwhile, which the next callback tells
             log.debug("%s: %s", change.__name__, error)
 
-    def _consume(self, most: int, timeout_s: float) -> list[Message]:
-        """What there is, of partitions that are ours. Waits until it has as many as it may bring."""
-        revoked_before = len(self._revoked)
+    def _consume(self, most: int, timeout_s: float) -> None:
+        """Hold what there is, of partitions that are ours; waits until it has as many as it may bring."""
+        self._taken.clear()
         try:
-            messages: list[Message] = self._consumer.consume(most, timeout_s)
+            self._held += self._consumer.consume(most, timeout_s)
         except KafkaException as exception:
             raise self._failure(error_of(exception)) from exception
-        if len(self._revoked) == revoked_before:
-            return messages
-        gone = {partition.partition for partition in self._revoked}
-        if gone & self._assigned:
-            # Taken and given back: nobody can say which of these records came before.
-            raise DeliveryFailed("revoked", "partitions were revoked and assigned again")
-        self._held = [message for message in self._held if message.partition() not in gone]
-        return [message for message in messages if message.partition() not in gone]
+        if self._taken:
+            if self._taken & self._assigned:
+                # Taken and given back: nobody can say which of the records came before.
+                raise DeliveryFailed("revoked", "partitions were revoked and assigned again")
+            self._held = [message for message in self._held if message.partition() not in self._taken]
 
     def _sorted(
         self, messages: Sequence[Message]
@@ -448,7 +420,7 @@ class ConfluentSource:
     def _on_assign(self, _consumer: Consumer, partitions: list[ClientPartition]) -> None:
         numbers = sorted(partition.partition for partition in partitions)
         self._assigned.update(numbers)
-        self._answered_at = time.monotonic()
+        self._membership.assigned()
         if numbers:
             self._unavailable = ""
         log.info("assigned %s", ", ".join(f"{self._topic}-{number}" for number in numbers) or "nothing new")
@@ -456,6 +428,7 @@ class ConfluentSource:
     def _on_revoke(self, _consumer: Consumer, partitions: list[ClientPartition]) -> None:
         for number in [partition.partition for partition in partitions]:
             self._assigned.discard(number)
+            self._taken.add(number)
             self._at_rest.discard(number)
             self._revoked.add(TopicPartition(self._topic, number))
             for state in (self._next, self._stuck, self._refused):
@@ -466,16 +439,3 @@ class ConfluentSource:
         if answered == self._committing:  # else it answers a commit that was given up
             errors = [error, *(found.error for found in partitions)]
             self._committed = [next((error for error in errors if error is not None), None)]
-
-    def _on_statistics(self, text: str) -> None:
-        statistics = self._statistics.decode(text)
-        group, coordinator = statistics.cgrp, statistics.brokers.get(COORDINATOR)
-        if group is None or coordinator is None:
-            return
-        self._member = f"{group.state}, {group.join_state}"
-        if (
-            coordinator.state == "UP"
-            and coordinator.rxidle >= 0
-            and (self._answered_at or group.join_state == "steady")
-        ):
-            self._answered_at = time.monotonic() - coordinator.rxidle / 1e6
