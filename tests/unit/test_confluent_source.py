@@ -1,6 +1,7 @@
 """librdkafka's consumer as a source: what its callbacks do to what was fetched, commits, rests, ranges."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,7 @@ class Consumer:
         self.paused: list[int] = []
         self.end = 100
         self.answer: Any = None
+        self.topic_error: Any = None
 
     def subscribe(self, topics: list[str], on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
         self.on_assign, self.on_revoke = on_assign, on_revoke
@@ -87,6 +89,9 @@ class Consumer:
 
     def seek(self, partition: Any) -> None:
         self.sought.append((partition.partition, partition.offset))
+
+    def list_topics(self, topic: str, timeout_s: float) -> Any:
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=self.topic_error)})
 
     def pause(self, partitions: list[Any]) -> None:
         self.paused += [found.partition for found in partitions]
@@ -270,17 +275,31 @@ def test_a_refusal_is_told_as_long_as_it_lasts(source: ConfluentSource, consumer
     assert source.poll(0.0).records == {}
 
 
+@pytest.mark.parametrize("number", [-1, 0])
 def test_a_deleted_topic_is_told_once_the_group_has_taken_its_partitions(
-    source: ConfluentSource, consumer: Consumer
+    source: ConfluentSource, consumer: Consumer, number: int
 ) -> None:
-    consumer.steps = [[Message(-1, -1, KafkaError.UNKNOWN_TOPIC_OR_PART)]]
-    assert source.poll(0.0).records == {}
-    consumer.revoke(0, 1)
+    def deleted() -> list[Message]:
+        consumer.revoke(0, 1)
+        return [Message(number, -1, KafkaError.UNKNOWN_TOPIC_OR_PART)]
+
+    consumer.steps = [deleted]
     for _ in range(2):
         with pytest.raises(DeliveryFailed, match="it is gone"):
             source.poll(0.0)
     consumer.assign(0)
     assert source.poll(0.0).records == {}
+
+
+def test_a_deleted_topic_that_librdkafka_does_not_tell_of_is_asked_for(
+    source: ConfluentSource, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer.revoke(0, 1)
+    consumer.topic_error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    assert source.poll(0.0).records == {}  # a member without partitions, whose heartbeats are answered
+    monkeypatch.setattr(source._membership, "missing", lambda: ["no heartbeat"])
+    with pytest.raises(DeliveryFailed, match="it is gone"):
+        source.poll(0.0)
 
 
 def test_a_member_whose_name_another_has_taken_ends(source: ConfluentSource, consumer: Consumer) -> None:

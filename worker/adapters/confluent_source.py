@@ -102,6 +102,7 @@ class ConfluentSource:
         self._stuck: dict[int, tuple[int, int]] = {}  # first offset that cannot be read, next to try
         self._refused: dict[int, str] = {}  # what we may not read, and why
         self._unavailable = ""  # why there is nothing to read at all
+        self._look_at = 0.0
         self._paused = False
         self._paused_at = 0.0
         self._at_rest: set[int] = set()  # what librdkafka has paused for us
@@ -291,7 +292,12 @@ class ConfluentSource:
             if self._taken & self._assigned:
                 # Taken and given back: nobody can say which of the records came before.
                 raise DeliveryFailed("revoked", "partitions were revoked and assigned again")
-            self._held = [message for message in self._held if message.partition() not in self._taken]
+            # Errors stay: what one of these partitions tells, the topic's end perhaps, is told once.
+            self._held = [
+                message
+                for message in self._held
+                if message.partition() not in self._taken or message.error() is not None
+            ]
 
     def _sorted(
         self, messages: Sequence[Message]
@@ -349,16 +355,17 @@ class ConfluentSource:
         """Whether it was stepped past, and what comes of the partition meanwhile must not be taken."""
         code = error.code()
         if code in _DAMAGED and number >= 0:
-            self._step_past(number, offset, error.str())
+            if number in self._assigned:
+                self._step_past(number, offset, error.str())
             return True
-        if code in NO_SUCH_TOPIC:
-            self._unavailable = f"Kafka does not let us read '{self._topic}': it is gone"
-        elif code in AUTHORIZATION:
-            refusal = f"Kafka does not let us read '{self._topic}': {error}"
-            if number < 0:
-                self._unavailable = refusal
+        if code in NO_SUCH_TOPIC or code in AUTHORIZATION:
+            refusal = self._refusal(error)
+            if code in AUTHORIZATION and number in self._assigned:
+                self._refused[number] = refusal
+                return False
+            self._unavailable = refusal
+            if code in AUTHORIZATION:
                 raise DeliveryFailed("refused", refusal)
-            self._refused[number] = refusal
         elif error.fatal() or code in _FATAL:
             raise self._failure(error)
         else:
@@ -372,15 +379,36 @@ class ConfluentSource:
             )
         return DeliveryFailed("refused", f"the consumer cannot read '{self._topic}': {error}")
 
+    def _refusal(self, error: KafkaError) -> str:
+        why = "it is gone" if error.code() in NO_SUCH_TOPIC else str(error)
+        return f"Kafka does not let us read '{self._topic}': {why}"
+
     def _complain(self) -> None:
         """Say again that reading is refused, as long as it is: librdkafka tells it once."""
-        if self._unavailable and not self._assigned:
-            raise DeliveryFailed("refused", self._unavailable)
+        if not self._assigned:
+            if not self._unavailable and self._membership.missing():
+                self._look_for_topic()
+            if self._unavailable:
+                raise DeliveryFailed("refused", self._unavailable)
         for number, refusal in list(self._refused.items()):
             # An answer that refuses has no high watermark.
             if self._end(number) is None:
                 raise DeliveryFailed("refused", refusal)
             del self._refused[number]
+
+    def _look_for_topic(self) -> None:
+        """A consumer whose topic is gone joins no group, and may have said so to nobody."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + METADATA_INTERVAL_MS / 1000
+        try:
+            error = self._consumer.list_topics(self._topic, REWIND_TIMEOUT_MS / 1000).topics[self._topic].error
+        except KafkaException as exception:
+            log.debug("list_topics: %s", exception)
+            return
+        if error is not None and (error.code() in NO_SUCH_TOPIC or error.code() in AUTHORIZATION):
+            self._unavailable = self._refusal(error)
 
     def _end(self, number: int) -> int | None:
         """The partition's high watermark, as the last fetch had it."""
