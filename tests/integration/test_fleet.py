@@ -27,7 +27,7 @@ IN_FLIGHT = 1000
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_from_one_worker_to_three_and_back_under_load(
-    kafka: Broker, topics: Callable[..., str], tmp_path: Path, delivery: str, client_name: str
+    kafka: Broker, topics: Callable[..., str], tmp_path: Path, delivery: str
 ) -> None:
     shelf = Shelf(tmp_path / "bundles")
     bundle = shelf.add()
@@ -36,7 +36,6 @@ def test_from_one_worker_to_three_and_back_under_load(
     settings = {
         "bundle": bundle.folder,
         "kafka__bootstrap_servers": kafka.bootstrap,
-        "kafka__client": client_name,
         "input_topic": names[0],
         "output_topic": names[1],
         "dead_letter_topic": names[2],

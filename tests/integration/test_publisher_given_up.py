@@ -1,5 +1,6 @@
 """What a publisher has given up never comes behind what its successor has sent: only the order of the wire counts."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from tests.support.kafka import read_all
 from worker.adapters.clients import KAFKA_PYTHON, client
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
-from worker.ports import Ticket
+from worker.ports import RecordRefused, Ticket
 
 
 def wait_settled(ticket: Ticket, timeout_s: float = 30) -> None:
@@ -111,3 +112,23 @@ def test_a_topic_that_the_client_could_not_ask_for_is_not_taken_for_a_deleted_on
     assert caught.value.step == "publish"
     # Nothing gets through: its topic is not to blame.
     assert caught.value.topic is None
+
+
+def test_a_topic_that_takes_less_from_now_on_is_written_in_smaller_batches(
+    kafka: Broker, topics: Callable[..., str], client_name: str
+) -> None:
+    topic = topics(1, max_message_bytes=3_000)
+    publisher = client(client_name).publisher(
+        {"bootstrap_servers": kafka.bootstrap}, max_message_bytes=1 << 20, topic_limits={}
+    )
+    # Each fits, all together do not, whatever their compression.
+    records = [OutRecord(topic, 0, None, random.randbytes(500), []) for _ in range(50)]
+    for _ in range(10):
+        try:
+            wait_settled(publisher.send(records))
+        except RecordRefused:
+            publisher.rebuild()
+        else:
+            break
+    publisher.close()
+    assert len(read_all({"bootstrap_servers": kafka.bootstrap}, topic, 50)) == 50

@@ -14,6 +14,7 @@ from tests.integration.test_reload import wait_for
 from tests.integration.test_worker_process import Lane
 from tests.support.kafka import closing, committed, produce
 from tests.support.processes import WorkerProcess
+from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON
 from worker.core.bundle import Bundle
 from worker.core.errors import ExitCode
 from worker.core.records import OutRecord
@@ -21,15 +22,22 @@ from worker.core.records import OutRecord
 BOUND_S = 3
 
 
-@pytest.fixture(params=["at_least_once", "exactly_once"])
-def lane(
-    kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, request: pytest.FixtureRequest, client_name: str
-) -> Lane:
+BOTH = [("at_least_once", KAFKA_PYTHON), ("exactly_once", KAFKA_PYTHON)]
+
+
+@pytest.fixture(params=BOTH, ids="-".join)
+def lane(kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, request: pytest.FixtureRequest) -> Lane:
+    delivery, client_name = request.param
     lane = Lane(kafka, topics, tiny_bundle, client_name)
-    lane.settings["delivery"] = request.param
+    lane.settings["delivery"] = delivery
     return lane
 
 
+def lanes(*chosen: tuple[str, str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("lane", chosen, indirect=True, ids="-".join)
+
+
+@lanes(*BOTH, ("exactly_once", CONFLUENT))
 def test_an_output_topic_that_is_deleted_and_made_again_is_written_again(
     lane: Lane, kafka: Broker, tmp_path: Path
 ) -> None:
@@ -64,6 +72,7 @@ def test_an_output_topic_that_stays_away_ends_the_worker_within_its_bound(
     )
 
 
+@lanes(*BOTH, ("at_least_once", CONFLUENT))
 def test_an_output_topic_too_small_for_a_verdict_ends_the_worker_within_its_bound(
     lane: Lane, kafka: Broker, tmp_path: Path
 ) -> None:
@@ -89,6 +98,7 @@ def test_an_input_topic_that_stays_away_ends_the_worker_within_its_bound(
     assert f"'{lane.input}': it is gone" in worker.text
 
 
+@lanes(*BOTH, ("exactly_once", CONFLUENT))
 def test_an_input_topic_that_is_deleted_and_made_again_is_read_again(
     lane: Lane, kafka: Broker, tmp_path: Path
 ) -> None:
@@ -106,7 +116,7 @@ def test_an_input_topic_that_is_deleted_and_made_again_is_read_again(
         assert worker.terminate() == ExitCode.STOPPED, worker.text
 
 
-@pytest.mark.parametrize("lane", ["exactly_once"], indirect=True)
+@lanes(("exactly_once", KAFKA_PYTHON), ("exactly_once", CONFLUENT))
 def test_a_dead_letter_topic_that_stays_unwritable_ends_the_worker_within_its_bound(
     lane: Lane, kafka: Broker, tmp_path: Path
 ) -> None:

@@ -75,12 +75,10 @@ def expected(count: int) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-def test_a_kill_loses_nothing_and_a_stop_repeats_nothing(
-    lane: Lane, tmp_path: Path, delivery: str, client_name: str
-) -> None:
+def test_a_kill_loses_nothing_and_a_stop_repeats_nothing(lane: Lane, tmp_path: Path, delivery: str) -> None:
     # The model is made slow by small batches, so that the kill comes in the middle.
     small: dict[str, object] = {"max_batch_size": 8, "max_in_flight_records": 64, "commit_interval_ms": 50}
-    settings = {**lane.settings, **small, "delivery": delivery, "kafka__client": client_name}
+    settings = {**lane.settings, **small, "delivery": delivery}
     lane.feed(3000)
     with WorkerProcess(tmp_path / "first.log", settings) as worker:
         lane.positions(at_least=300)

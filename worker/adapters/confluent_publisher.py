@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from worker.adapters.confluent_options import LARGEST_RECORD_BYTES, Log, error_of, librdkafka_options
-from worker.adapters.confluent_tickets import ConfluentTicket, failure_of
+from worker.adapters.confluent_tickets import CONSEQUENCES, ConfluentTicket, failure_of
 from worker.adapters.record_sizes import REQUEST_OVERHEAD_BYTES, SizeLimits, size_of
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord
@@ -136,12 +136,11 @@ class ConfluentPublisher:
             self._wait_for_room(deadline)
             group = [{"value": message["value"], "key": message["key"]} for message in left]
 
-    def _not_taken(self, error: KafkaError, record: OutRecord) -> Exception:
-        """What it means that the client does not take a record: often that an earlier one failed."""
+    def _not_taken(self, error: KafkaError, record: OutRecord) -> DeliveryFailed:
+        """What it means that the client takes no record: often that an earlier one failed, whose ticket tells it."""
         self._serve()
-        for ticket in tuple(self._under_way):
-            ticket.settled()
-        return failure_of(error, record)
+        failure = (self._ended_by() if error.code() in CONSEQUENCES else None) or failure_of(error, record)
+        return failure if isinstance(failure, DeliveryFailed) else DeliveryFailed("size", str(failure), record.topic)
 
     def _wait_for_room(self, deadline: float) -> None:
         self._serve(FULL_LOOK_S)
@@ -200,6 +199,8 @@ class ConfluentPublisher:
         There is no call for it: librdkafka's close() delivers, without a limit. A producer ends with the last
         reference to it, so that no frame that an exception keeps may hold one.
         """
+        if any(ticket.too_large for ticket in self._under_way):
+            self._batch_bytes = max(LEAST_BATCH_BYTES, self._batch_bytes // 4)
         self._under_way = deque()
         self._fatal = None
         if self._producer is not None:

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as ClientPartition
 
+from worker.adapters.confluent_membership import Membership
 from worker.adapters.confluent_options import (
     AUTHORIZATION,
     FENCED,
@@ -57,7 +57,6 @@ REST_S = 0.5
 COMMIT_LOOK_S = 0.001
 REQUEST_OVERHEAD_BYTES = 1 << 20
 
-COORDINATOR = "GroupCoordinator"
 # What is wrong with the data itself.
 _DAMAGED = frozenset(
     {KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._UNDERFLOW, KafkaError._NOT_IMPLEMENTED}
@@ -68,23 +67,6 @@ _FATAL = frozenset({KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID})
 # The binding returns a broken list, and leaves an exception pending, where a header's name is not UTF-8. A plain
 # message.headers() is not always checked for that, and something else would raise it; this is, with a SystemError.
 headers_of = operator.methodcaller("headers")
-
-
-class _Broker(msgspec.Struct):
-    state: str = ""
-    rxidle: int = -1  # microseconds since it said something
-
-
-class _Group(msgspec.Struct):
-    state: str = ""
-    join_state: str = ""
-
-
-class _Statistics(msgspec.Struct):
-    """The little that is read of librdkafka's statistics."""
-
-    brokers: dict[str, _Broker] = {}
-    cgrp: _Group | None = None
 
 
 class ConfluentSource:
@@ -111,20 +93,20 @@ class ConfluentSource:
         largest_fetch = max(FETCH_MAX_BYTES, min(max_message_bytes, LARGEST_RECORD_BYTES) + REQUEST_OVERHEAD_BYTES)
         self._topic = topic
         self._assigned: set[int] = set()
-        self._revoked: set[TopicPartition] = set()
+        self._taken: set[int] = set()  # within one call of consume()
+        self._revoked: set[TopicPartition] = set()  # since the last poll
         self._next: dict[int, int] = {}
         self._held: list[Message] = []  # fetched, and not for the poll that fetched it
         self._stuck: dict[int, tuple[int, int]] = {}  # first offset that cannot be read, next to try
         self._refused: dict[int, str] = {}  # what we may not read, and why
         self._unavailable = ""  # why there is nothing to read at all
+        self._look_at = 0.0
         self._paused = False
         self._paused_at = 0.0
         self._at_rest: set[int] = set()  # what librdkafka has paused for us
         self._committing: dict[TopicPartition, int] = {}
         self._committed: list[KafkaError | None] = []  # the answer, once there is one
-        self._member = "not asked"
-        self._answered_at: float | None = None
-        self._statistics = msgspec.json.Decoder(_Statistics)
+        self._membership = Membership(SESSION_TIMEOUT_MS / 1000)
         self._consumer: Consumer = Consumer(
             {
                 **librdkafka_options(options, Log()),
@@ -149,7 +131,7 @@ class ConfluentSource:
                 "check.crcs": True,
                 "topic.metadata.refresh.interval.ms": METADATA_INTERVAL_MS,
                 "statistics.interval.ms": STATISTICS_INTERVAL_MS,
-                "stats_cb": self._on_statistics,
+                "stats_cb": self._membership.on_statistics,
                 "on_commit": self._on_commit,
             }
         )
@@ -203,7 +185,7 @@ class ConfluentSource:
             if time.monotonic() >= deadline:
                 raise DeliveryFailed("commit", f"positions could not be committed within {CALL_TIMEOUT_MS} ms")
             time.sleep(COMMIT_LOOK_S)
-            self._held += self._consume(1, 0.0)
+            self._consume(1, 0.0)
         [refusal] = self._committed
         if refusal is None:
             return True
@@ -255,15 +237,9 @@ class ConfluentSource:
                 lag[TopicPartition(self._topic, number)] = max(0, end - self._next[number])
         return lag
 
-    def missing(self) -> list[str]:
+    def missing(self) -> Sequence[str]:
         """See worker.ports.Source. Called by the HTTP threads as well: reads only."""
-        answered_at = self._answered_at
-        if answered_at is None:
-            return [f"the consumer group has not answered yet (member state {self._member})"]
-        silent = time.monotonic() - answered_at
-        if silent > SESSION_TIMEOUT_MS / 1000:
-            return [f"Kafka has not answered a heartbeat for {silent:.0f} s"]
-        return []
+        return self._membership.missing()
 
     def close(self) -> None:
         """Leave the group; bounded in time."""
@@ -276,14 +252,14 @@ class ConfluentSource:
 
     def _fetch(self, timeout_s: float, most: int) -> list[Message]:
         room = most - len(self._held)
-        messages = self._consume(room, 0.0) if room > 0 else []
-        if not messages and not self._held:
+        if room > 0:
+            self._consume(room, 0.0)
+        if not self._held:
             # For the first one only: consume() would wait until it has as many as it may bring.
-            messages = self._consume(1, timeout_s)
-            if messages and room > 1:
-                messages += self._consume(room - 1, 0.0)
-        if self._held:
-            messages, self._held = self._held + messages, []
+            self._consume(1, timeout_s)
+            if self._held and room > 1:
+                self._consume(room - 1, 0.0)
+        messages, self._held = self._held, []
         return messages
 
     def _rest(self, timeout_s: float) -> list[Message]:
@@ -294,7 +270,7 @@ class ConfluentSource:
         if more := self._assigned - self._at_rest:
             self._switch(self._consumer.pause, more)
             self._at_rest |= more
-        self._held += self._consume(1, timeout_s)
+        self._consume(1, timeout_s)
         return []
 
     def _switch(self, change: Callable[[list[ClientPartition]], None], numbers: set[int]) -> None:
@@ -305,21 +281,23 @@ class ConfluentSource:
         except KafkaException as error:  # revoked meanwhile, which the next callback tells
             log.debug("%s: %s", change.__name__, error)
 
-    def _consume(self, most: int, timeout_s: float) -> list[Message]:
-        """What there is, of partitions that are ours. Waits until it has as many as it may bring."""
-        revoked_before = len(self._revoked)
+    def _consume(self, most: int, timeout_s: float) -> None:
+        """Hold what there is, of partitions that are ours; waits until it has as many as it may bring."""
+        self._taken.clear()
         try:
-            messages: list[Message] = self._consumer.consume(most, timeout_s)
+            self._held += self._consumer.consume(most, timeout_s)
         except KafkaException as exception:
             raise self._failure(error_of(exception)) from exception
-        if len(self._revoked) == revoked_before:
-            return messages
-        gone = {partition.partition for partition in self._revoked}
-        if gone & self._assigned:
-            # Taken and given back: nobody can say which of these records came before.
-            raise DeliveryFailed("revoked", "partitions were revoked and assigned again")
-        self._held = [message for message in self._held if message.partition() not in gone]
-        return [message for message in messages if message.partition() not in gone]
+        if self._taken:
+            if self._taken & self._assigned:
+                # Taken and given back: nobody can say which of the records came before.
+                raise DeliveryFailed("revoked", "partitions were revoked and assigned again")
+            # Errors stay: what one of these partitions tells, the topic's end perhaps, is told once.
+            self._held = [
+                message
+                for message in self._held
+                if message.partition() not in self._taken or message.error() is not None
+            ]
 
     def _sorted(
         self, messages: Sequence[Message]
@@ -377,16 +355,17 @@ class ConfluentSource:
         """Whether it was stepped past, and what comes of the partition meanwhile must not be taken."""
         code = error.code()
         if code in _DAMAGED and number >= 0:
-            self._step_past(number, offset, error.str())
+            if number in self._assigned:
+                self._step_past(number, offset, error.str())
             return True
-        if code in NO_SUCH_TOPIC:
-            self._unavailable = f"Kafka does not let us read '{self._topic}': it is gone"
-        elif code in AUTHORIZATION:
-            refusal = f"Kafka does not let us read '{self._topic}': {error}"
-            if number < 0:
-                self._unavailable = refusal
+        if code in NO_SUCH_TOPIC or code in AUTHORIZATION:
+            refusal = self._refusal(error)
+            if code in AUTHORIZATION and number in self._assigned:
+                self._refused[number] = refusal
+                return False
+            self._unavailable = refusal
+            if code in AUTHORIZATION:
                 raise DeliveryFailed("refused", refusal)
-            self._refused[number] = refusal
         elif error.fatal() or code in _FATAL:
             raise self._failure(error)
         else:
@@ -398,15 +377,36 @@ class ConfluentSource:
             return KafkaRefused(NAME_TAKEN)
         return DeliveryFailed("refused", f"the consumer cannot read '{self._topic}': {error}")
 
+    def _refusal(self, error: KafkaError) -> str:
+        why = "it is gone" if error.code() in NO_SUCH_TOPIC else str(error)
+        return f"Kafka does not let us read '{self._topic}': {why}"
+
     def _complain(self) -> None:
         """Say again that reading is refused, as long as it is: librdkafka tells it once."""
-        if self._unavailable and not self._assigned:
-            raise DeliveryFailed("refused", self._unavailable)
+        if not self._assigned:
+            if not self._unavailable and self._membership.missing():
+                self._look_for_topic()
+            if self._unavailable:
+                raise DeliveryFailed("refused", self._unavailable)
         for number, refusal in list(self._refused.items()):
             # An answer that refuses has no high watermark.
             if self._end(number) is None:
                 raise DeliveryFailed("refused", refusal)
             del self._refused[number]
+
+    def _look_for_topic(self) -> None:
+        """A consumer whose topic is gone joins no group, and may have said so to nobody."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + METADATA_INTERVAL_MS / 1000
+        try:
+            error = self._consumer.list_topics(self._topic, REWIND_TIMEOUT_MS / 1000).topics[self._topic].error
+        except KafkaException as exception:
+            log.debug("list_topics: %s", exception)
+            return
+        if error is not None and (error.code() in NO_SUCH_TOPIC or error.code() in AUTHORIZATION):
+            self._unavailable = self._refusal(error)
 
     def _end(self, number: int) -> int | None:
         """The partition's high watermark, as the last fetch had it."""
@@ -446,7 +446,7 @@ class ConfluentSource:
     def _on_assign(self, _consumer: Consumer, partitions: list[ClientPartition]) -> None:
         numbers = sorted(partition.partition for partition in partitions)
         self._assigned.update(numbers)
-        self._answered_at = time.monotonic()
+        self._membership.assigned()
         if numbers:
             self._unavailable = ""
         log.info("assigned %s", ", ".join(f"{self._topic}-{number}" for number in numbers) or "nothing new")
@@ -454,6 +454,7 @@ class ConfluentSource:
     def _on_revoke(self, _consumer: Consumer, partitions: list[ClientPartition]) -> None:
         for number in [partition.partition for partition in partitions]:
             self._assigned.discard(number)
+            self._taken.add(number)
             self._at_rest.discard(number)
             self._revoked.add(TopicPartition(self._topic, number))
             for state in (self._next, self._stuck, self._refused):
@@ -464,16 +465,3 @@ class ConfluentSource:
         if answered == self._committing:  # else it answers a commit that was given up
             errors = [error, *(found.error for found in partitions)]
             self._committed = [next((error for error in errors if error is not None), None)]
-
-    def _on_statistics(self, text: str) -> None:
-        statistics = self._statistics.decode(text)
-        group, coordinator = statistics.cgrp, statistics.brokers.get(COORDINATOR)
-        if group is None or coordinator is None:
-            return
-        self._member = f"{group.state}, {group.join_state}"
-        if (
-            coordinator.state == "UP"
-            and coordinator.rxidle >= 0
-            and (self._answered_at or group.join_state == "steady")
-        ):
-            self._answered_at = time.monotonic() - coordinator.rxidle / 1e6

@@ -15,7 +15,7 @@ from worker.core.records import OutRecord
 from worker.ports import RecordRefused
 
 # What a record fails with because another has failed, or because its producer was given up.
-_CONSEQUENCES = frozenset(
+CONSEQUENCES = frozenset(
     {
         KafkaError._PURGE_QUEUE,
         KafkaError._PURGE_INFLIGHT,
@@ -84,6 +84,11 @@ class ConfluentTicket:
             found = self._deliveries[topic] = Delivery()
         return found
 
+    @property
+    def too_large(self) -> bool:
+        """Whether Kafka has refused one of the records for its size, or for that of its batch."""
+        return any(error.code() in TOO_LARGE for found in self._deliveries.values() for error, _ in found.errors)
+
     def refuse(self, refusal: RecordRefused) -> None:
         """The client itself does not take a record, nor were those behind it sent."""
         self._refusal = refusal
@@ -121,7 +126,7 @@ class ConfluentTicket:
             (error, message)
             for delivery in self._deliveries.values()
             for error, message in delivery.errors
-            if error.code() not in _CONSEQUENCES
+            if error.code() not in CONSEQUENCES
         ]
         if not own:
             return None
@@ -140,7 +145,7 @@ class ConfluentTicket:
     def _only(self, topic: str) -> bool:
         """Whether what was sent to other topics has arrived."""
         return all(
-            not delivery.waiting and all(error.code() in _CONSEQUENCES for error, _ in delivery.errors)
+            not delivery.waiting and all(error.code() in CONSEQUENCES for error, _ in delivery.errors)
             for name, delivery in self._deliveries.items()
             if name != topic
         )
