@@ -20,6 +20,8 @@ from worker.core.errors import BundleError, ConfigurationError
 
 CAPACITY = 20
 EXACT, LOW = Serving("float32", "tensorflow"), Serving("bfloat16", "tensorflow")
+pytestmark = pytest.mark.own_process
+
 OPENVINO, OPENVINO_LOW = Serving("float32", "openvino"), Serving("bfloat16", "openvino")
 SAME = 1e-5
 
