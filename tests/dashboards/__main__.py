@@ -14,7 +14,7 @@ from tests.dashboards.stage import open_stage
 
 # Prometheus has what the last act of the stage brought, and no scrape was late of late.
 SEEN = (
-    'reconstream_reloads_total{outcome="refused"} > 0 '
+    'increase(reconstream_reloads_total{outcome="refused"}[300s]) > 0 '
     "and on (instance) min_over_time(reconstream_drift_window_images[3s]) >= 500 "
     "and on (instance) min_over_time(up[5s]) == 1"
 )
