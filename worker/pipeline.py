@@ -41,7 +41,7 @@ from worker.scoring import Answers, ScoringThread
 log = logging.getLogger(__name__)
 
 # Between two looks at Kafka while images are being scored: longer, and what has come meanwhile waits; shorter, and
-# the looks, at half a millisecond of processor time each, take it from the model.
+# the looks, at up to a millisecond of processor time each, take it from the model.
 TURN_S = 0.01
 SHORT_POLL_S = 0.02
 IDLE_POLL_S = 0.1

@@ -127,6 +127,7 @@ BAD = [
     ("log-format", "xml", "one of auto, json, console"),
     ("log-level", "loud", "one of debug, info, warning, error"),
     ("http-port", "65536", "at most 65535"),
+    ("stall-timeout-s", "59", "at least 60"),
     ("drain-timeout-s", "soon", "a number at least 0"),
     ("kafka.bootstrap-servers", "kafka", "host:port"),
     ("kafka.bootstrap-servers", "kafka:9092,other:0", "host:port"),
@@ -149,6 +150,14 @@ def test_a_bad_value_is_named_with_flag_variable_given_and_allowed(
         assert f"--{name}  (or {variable_name})" in message
         assert f"given:   {value}" in message.replace("'", "")
         assert allowed in message
+
+
+def test_a_transaction_that_would_outlive_its_timeout_is_refused() -> None:
+    assert run("--commit-interval-ms=1001").commit_interval_ms == 1001
+    assert run("--commit-interval-ms=1000", "--delivery=exactly_once").commit_interval_ms == 1000
+    message = refused("--commit-interval-ms=1001", "--delivery=exactly_once")
+    assert "--commit-interval-ms" in message
+    assert "at most 1000 in exactly_once" in message
 
 
 def test_a_missing_bundle_is_named() -> None:
