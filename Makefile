@@ -46,7 +46,6 @@ fit: install  ## fit the default model on the sample: a bundle in build/bundles,
 .PHONY: test
 test: check  ## check, then all tests, with a real Apache Kafka
 	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage run --append -m pytest -m own_process
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
 .PHONY: test-confluent

@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from tests.support.bundles import FATAL_PIXEL, SHAPE, tiny_images, write_tiny_bundle
 from worker.adapters import engines
-from worker.adapters.engines import NATIVE_FLAGS, cpu_flags, import_openvino
+from worker.adapters.engines import NATIVE_FLAGS, cpu_flags, openvino_core
 from worker.adapters.keras_scorer import KerasScorer, weights_sha256
 from worker.core.bundle import TOLERANCE, Bundle, Serving, read_bundle
 from worker.core.errors import BundleError, ConfigurationError
 
 CAPACITY = 20
 EXACT, LOW = Serving("float32", "tensorflow"), Serving("bfloat16", "tensorflow")
-pytestmark = pytest.mark.own_process
-
 OPENVINO, OPENVINO_LOW = Serving("float32", "openvino"), Serving("bfloat16", "openvino")
 SAME = 1e-5
 
@@ -165,6 +163,39 @@ def test_openvino_reports_to_nobody(on_openvino: Bundle, tmp_path: Path) -> None
     assert list(tmp_path.rglob("*openvino*")) == []
 
 
+RELOADED = """
+import gc, os, signal, sys
+from pathlib import Path
+from threading import Thread
+from worker.adapters.keras_scorer import KerasScorer
+from worker.core.bundle import read_bundle
+
+def load():
+    scorers.append(KerasScorer.load(read_bundle(Path(sys.argv[1])), 8))
+
+def drop():
+    del scorers[0]
+    gc.collect()
+
+scorers, seen = [], []
+signal.signal(signal.SIGTERM, lambda *_: seen.append(len(scorers)))
+load()
+for work in (load, drop):  # as a reload does: not on the main thread, which takes the signals
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+print(seen)
+"""
+
+
+def test_a_signal_after_a_reload_of_openvino_is_handled(on_openvino: Bundle) -> None:
+    command = [sys.executable, "-c", RELOADED, str(on_openvino.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[2, 1]"
+
+
 def test_openvino_never_serves_another_precision_than_the_manifests(model: Any, exact: KerasScorer) -> None:
     """Where the processor lacks bfloat16, OpenVINO itself would take float32 without a word."""
     if engines.native_bfloat16("openvino"):
@@ -224,7 +255,7 @@ def test_the_machine_is_asked_what_it_has(exact: KerasScorer, tmp_path: Path) ->
         assert engines.native_bfloat16("tensorflow") == bool(cpu_flags() & NATIVE_FLAGS)
     if engines.native_bfloat16("openvino"):
         assert cpu_flags() & NATIVE_FLAGS
-    assert "CPU" in import_openvino().Core().available_devices
+    assert "CPU" in openvino_core().available_devices
 
 
 def choice(model: Any, asked: Any, backend: str = "tensorflow") -> tuple[str, str]:

@@ -12,6 +12,7 @@ Import this module lazily: what it works with takes seconds to import. Call kera
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,27 @@ def import_openvino() -> Any:
     return openvino
 
 
+def openvino_core() -> Any:
+    """OpenVINO's Core, the only one of this process.
+
+    Raises:
+        BundleError: OpenVINO is not installed.
+    """
+    import_openvino()
+    return _the_core()
+
+
+@cache
+def _the_core() -> Any:
+    # Each Core's CPU plugin gives its thread an alternate stack for signals, and its end puts back the one before it.
+    # With several that end out of order, as in a reload, that one is gone, and the next SIGTERM a segmentation fault.
+    return import_openvino().Core()
+
+
 def native_bfloat16(backend: str) -> bool:
     """Whether what `backend` runs on has instructions for bfloat16: AVX512-BF16, AMX-BF16, or a GPU that has it."""
     if backend == "openvino":
-        has_it: bool = "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has_it: bool = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return has_it and bool(NATIVE_FLAGS & cpu_flags())
     if backend == "jax":
         import jax  # noqa: PLC0415 - only with this backend
@@ -215,8 +233,7 @@ def _compile_openvino(
 ) -> Compiled:
     import tensorflow as tf  # noqa: PLC0415 - see compile_model
 
-    openvino = import_openvino()
-    core = openvino.Core()
+    openvino, core = import_openvino(), openvino_core()
     graph = openvino.convert_model(_forward(model).get_concrete_function(tf.TensorSpec((None, *shape), tf.uint8)))
     hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
     requests: dict[int, Any] = {}
@@ -241,7 +258,7 @@ def _compile_openvino(
 def device(backend: str) -> tuple[str, str]:
     """Kind (`CPU`, `GPU`) and name of the device that `backend` runs on."""
     if backend == "openvino":
-        return "CPU", str(import_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+        return "CPU", str(openvino_core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
     if backend == "jax":
         import jax  # noqa: PLC0415 - only with this backend
 
