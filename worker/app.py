@@ -250,6 +250,7 @@ def _run(
         replace=scoring.replace,
         announce=lambda found: announce(found, telemetry),
         telemetry=telemetry,
+        late_after_s=settings.stall_timeout_s,
     )
     reloader.start()
     resources.callback(reloader.stop)

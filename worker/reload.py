@@ -5,10 +5,10 @@
       └── every `interval_s`, and at once when asked (SIGHUP)
 
 Rules: all of it happens on a thread of its own, beside the model in use, up to the swap itself, which is the scoring
-thread's; a loader that hangs therefore stops nothing but later reloads. A bundle is new when its real folder or its
-manifest's digest is another than that in use. A refused bundle is tried again only when one of its files has changed,
-or when somebody asks; it is logged once for each cause and counted each time. While two bundles are loaded, both need
-their memory; the one before is released right after the swap.
+thread's; a loader that hangs therefore stops nothing but later reloads, and is logged. A bundle is new when its real
+folder or its manifest's digest is another than that in use. A refused bundle is tried again only when one of its
+files has changed, or when somebody asks; it is logged once for each cause and counted each time. While two bundles
+are loaded, both need their memory; the one before is released right after the swap.
 """
 
 import gc
@@ -68,6 +68,7 @@ class Reloader:
         announce: tells the world which bundle judges from now on; called by the scoring thread at the swap, so it
             returns quickly and never raises.
         telemetry: counts what was swapped and what was refused.
+        late_after_s: a load that takes longer is logged as an error: it may hang.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Reloader:
         replace: Callable[[Model, Callable[[], None]], None],
         announce: Callable[[Bundle], None],
         telemetry: Telemetry,
+        late_after_s: float,
     ) -> None:
         self._path = path
         self._in_use = bundle
@@ -88,6 +90,7 @@ class Reloader:
         self._replace = replace
         self._announce = announce
         self._telemetry = telemetry
+        self._late_after_s = late_after_s
         self._refused: Sighting | None = None
         self._reported: tuple[tuple[Path, str], str] | None = None
         # Its put() may interrupt itself, which a signal handler's call can; Event.set() would wait for itself.
@@ -149,13 +152,27 @@ class Reloader:
 
     def _try(self, seen: Sighting, *, asked: bool) -> None:
         log.info("loading the bundle '%s' beside '%s'", seen.folder, self._in_use.folder.name)
+        late = threading.Timer(self._late_after_s, self._report_late, (seen,))
+        late.daemon = True
+        late.start()
         try:
             bundle = read_bundle(seen.folder)
             model = self._load(bundle)
         except Exception as error:  # noqa: BLE001 - a backend raises whatever a model leads to; the one in use goes on
             self._refuse(seen, error, asked=asked)
-        else:
-            self._swap(bundle, model)
+            return
+        finally:
+            late.cancel()
+        self._swap(bundle, model)
+
+    def _report_late(self, seen: Sighting) -> None:
+        log.error(
+            "the bundle '%s' is not loaded after %.0f s, '%s' goes on judging; no other bundle is taken before: if "
+            "it stays so, switch 'current' back and restart this worker",
+            seen.folder,
+            self._late_after_s,
+            self._in_use.folder.name,
+        )
 
     def _refuse(self, seen: Sighting, error: Exception, *, asked: bool) -> None:
         self._telemetry.reloaded("refused")

@@ -46,7 +46,7 @@ def write(folder: Path, number: int, **manifest: object) -> Path:
 class Bench:
     """A reloader on a folder with a `current` link; its scoring thread swaps at once unless `held`."""
 
-    def __init__(self, folder: Path, interval_s: float = 0) -> None:
+    def __init__(self, folder: Path, interval_s: float = 0, late_after_s: float = 60) -> None:
         self.folder = folder
         self.first = write(folder, 0)
         point(folder, self.first)
@@ -67,6 +67,7 @@ class Bench:
             replace=self.replace,
             announce=lambda bundle: self.announced.append(bundle.folder),
             telemetry=self.telemetry,
+            late_after_s=late_after_s,
         )
 
     def load(self, bundle: Bundle) -> Model:
@@ -98,12 +99,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench_at(tmp_path: Path) -> Iterator[Callable[[float], Bench]]:
+def bench_at(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     """Makes a bench whose thread looks every so many seconds; whatever the test does, the thread ends."""
     made: list[Bench] = []
 
-    def make(interval_s: float) -> Bench:
-        made.append(Bench(tmp_path, interval_s))
+    def make(interval_s: float, late_after_s: float = 60) -> Bench:
+        made.append(Bench(tmp_path, interval_s, late_after_s))
         return made[-1]
 
     yield make
@@ -364,6 +365,33 @@ def test_a_loader_that_hangs_does_not_keep_the_worker_from_stopping(bench: Bench
     assert bench.reloader._thread.daemon
     bench.gate.set()
     assert bench.reloader.stop(timeout_s=60)
+
+
+def test_a_loader_that_hangs_is_told_of(bench_at: Callable[..., Bench], caplog: pytest.LogCaptureFixture) -> None:
+    bench = bench_at(0, late_after_s=0.1)
+    bench.gate.clear()
+    point(bench.folder, write(bench.folder, 1))
+    told = threading.Event()
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.ERROR:
+                told.set()
+
+    teller = Teller()
+    logging.getLogger("worker.reload").addHandler(teller)
+    try:
+        bench.reloader.start()
+        bench.reloader.request()
+        assert told.wait(20)
+    finally:
+        logging.getLogger("worker.reload").removeHandler(teller)
+    [message] = errors_of(caplog)
+    assert "is not loaded after 0 s" in message
+    bench.gate.set()
+    assert bench.swapping.wait(20)
+    assert bench.reloader.stop(timeout_s=60)
+    assert len(errors_of(caplog)) == 1
 
 
 def test_a_look_that_fails_is_logged_and_not_the_last(
