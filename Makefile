@@ -17,7 +17,8 @@ help:  ## list the targets
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing what requirements-dev.txt locks into .venv ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.txt
-	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --require-hashes -r requirements-dev.txt
+	@# Where Python may not write bytecode beside its source, each start would compile TensorFlow anew: 10 s.
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements-dev.txt
 	@VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -60,7 +61,7 @@ faults: install  ## the fault campaign (SCALE=0.02 ROW=name MODE=exactly_once SE
 .venv-peers/.installed: .venv/.installed tests/bench/peers/requirements.txt
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-peers
 	@echo "installing the peers into .venv-peers ..."
-	@VIRTUAL_ENV=.venv-peers $(BIN)/uv pip install --quiet --require-hashes -r tests/bench/peers/requirements.txt
+	@VIRTUAL_ENV=.venv-peers $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r tests/bench/peers/requirements.txt
 	@touch $@
 
 .PHONY: bench

@@ -389,3 +389,18 @@ except BundleError as error:
     print(error)
 """
     assert "the bundle wants the Keras backend 'jax'; it is not installed" in in_a_process(program)
+
+
+IMPORTED = """
+import sys
+from worker.adapters.keras_scorer import IDLE, select_backend
+select_backend("tensorflow")
+print([name for name in IDLE if name in sys.modules])
+import matplotlib, sklearn.metrics
+"""
+
+
+def test_what_scoring_does_not_need_is_not_imported_and_can_be_later() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

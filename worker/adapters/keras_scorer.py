@@ -36,6 +36,8 @@ from worker.core.images import decode
 log = logging.getLogger(__name__)
 
 SMALLEST_BATCH = 8
+IDLE = ("sklearn", "matplotlib", "pydot", "jax")
+"""Where they are installed, Keras and TensorFlow import them, for functions that nobody here calls: as long again."""
 
 __all__ = ["KerasScorer", "batch_sizes", "golden_check", "prepare_device", "select_backend", "verify_golden"]
 
@@ -55,7 +57,7 @@ def select_backend(backend: str) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         # Only for the import itself: a reload must not divert what other threads log meanwhile.
-        with _first_import() if "keras" not in sys.modules else contextlib.nullcontext():
+        with _first_import(backend) if "keras" not in sys.modules else contextlib.nullcontext():
             import keras  # noqa: PLC0415 - takes seconds, and only after the environment was set
     except ImportError as error:
         raise BundleError(f"the bundle wants the Keras backend '{name}'; it is not installed: {error}") from error
@@ -67,18 +69,30 @@ def select_backend(backend: str) -> None:
 
 
 @contextlib.contextmanager
-def _first_import() -> Iterator[None]:
-    """Log what libraries write to file descriptor 2 while they are imported, and let Ctrl-C wait until they are.
+def _first_import(backend: str) -> Iterator[None]:
+    """Keep IDLE out, log what libraries write to file descriptor 2, and let Ctrl-C wait until they are imported.
 
     TensorFlow writes notices there before any setting of its own can stop it; among JSON lines they would break
     whatever reads the log. An import that is interrupted half-way was seen to end in a segmentation fault.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with _notices_to_log():
+        with _notices_to_log(), _hidden(*(name for name in IDLE if name != backend)):
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Let the import of these fail, unless they are imported already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager
