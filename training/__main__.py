@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 commands.evaluate(command, console)
             case settings.Inspect():
                 commands.inspect(command, console)
+            case settings.Benchmark():
+                commands.benchmark(command, console)
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else ExitCode.BAD_CONFIGURATION
     except ReconstreamError as error:

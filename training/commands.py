@@ -8,7 +8,7 @@ which `--help`, `inspect` and a wrong setting must not wait for, and Keras only 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,19 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from training.settings import Evaluate, Fit, Inspect
+from training.settings import Benchmark, Evaluate, Fit, Inspect
 from worker.core.bundle import CURRENT, REPORT, Bundle, Manifest, read_bundle
 from worker.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from training.evaluate import Judged
+    from training.quality import Summary
 
 BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
 """What the manifest names, by --scorer."""
-TUTORIAL_EPOCHS = 20
 ENOUGH_STEPS = 1000
 # Below it the report is worth a look before the bundle is.
 DOUBTFUL_AUROC = 0.8
@@ -74,13 +75,15 @@ def fit(settings: Fit, console: Console) -> Path:
     from training.calibrate import fit_threshold
     from training.evaluate import judge_thresholds
     from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
+    from training.presets import PRESETS
     from training.progress import show_progress
 
+    preset = PRESETS[settings.preset]
     keras.utils.set_random_seed(settings.seed)
-    autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size)
-    compile_autoencoder(autoencoder, settings.learning_rate)
+    autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size, preset.filters(dataset.shape))
     steps = steps_per_epoch(len(dataset.fit), settings.batch_size)
-    epochs = settings.epochs or enough_epochs(steps)
+    epochs = settings.epochs or enough_epochs(preset.epochs, steps)
+    compile_autoencoder(autoencoder, settings.learning_rate, epochs * steps if preset.decay else None)
     if not settings.quiet:
         # Validation has no backward pass: a third of a step's work.
         validation = steps_per_epoch(len(dataset.calibration), settings.batch_size) / 3
@@ -101,14 +104,17 @@ def fit(settings: Fit, console: Console) -> Path:
             batch_size=settings.batch_size,
             seed=settings.seed,
             progress=progress,
+            corrupt=preset.corrupt,
         )
-    scorer_model = model.build_scorer(autoencoder)
+    score = preset.score(autoencoder, dataset.fit, settings.seed)
+    scorer_model = model.build_scorer(autoencoder, score)
     choice = serving.choose(scorer_model, dataset.calibration, backend, settings.precision)
     scorer = choice.scorer
     calibration = export.calibrate_scores(scorer, dataset)
     threshold = fit_threshold(method, calibration.scores, percentile=settings.percentile, k=settings.k)
     judged = judge_thresholds(calibration, threshold, percentile=settings.percentile, k=settings.k)
     training: dict[str, Any] = {
+        "preset": preset.name,
         "optimizer": "adam",
         "learning_rate": settings.learning_rate,
         "loss": "mse",
@@ -140,6 +146,7 @@ def fit(settings: Fit, console: Console) -> Path:
         settings.output,
         name=name,
         scorer_model=scorer_model,
+        score=score.definition,
         serving=scorer.serving,
         dataset=dataset,
         threshold=threshold,
@@ -167,12 +174,12 @@ def fit(settings: Fit, console: Console) -> Path:
     return folder
 
 
-def enough_epochs(steps: int) -> int:
-    """Epochs of so many steps: the tutorial's 20, more where they would be few steps in all.
+def enough_epochs(epochs: int, steps: int) -> int:
+    """A preset's epochs of so many steps, more where they would be few steps in all.
 
-    The tutorial's are 1,060 steps; 20 epochs of 200 images would be 40, and the model would know nothing.
+    The tutorial's 20 are 1,060 steps; 20 epochs of 200 images would be 40, and the model would know nothing.
     """
-    return max(TUTORIAL_EPOCHS, math.ceil(ENOUGH_STEPS / steps))
+    return max(epochs, math.ceil(ENOUGH_STEPS / steps))
 
 
 def evaluate(settings: Evaluate, console: Console) -> None:
@@ -216,6 +223,76 @@ def inspect(settings: Inspect, console: Console) -> None:
     table.add_column(overflow="fold")
     for key, value in _facts(bundle.manifest):
         table.add_row(key, escape(value))
+    console.print(table)
+
+
+def benchmark(settings: Benchmark, console: Console) -> None:
+    """Run what the file does not hold yet, show a line for each fit and the summary.
+
+    Raises:
+        ConfigurationError: the data has no such labels or splits, or the file is none of ours.
+    """
+    from training import quality
+    from training.data import labelled_splits
+
+    split = quality.Split(*labelled_splits(settings.data))
+    book = quality.Book(settings.json_file)
+    from worker.adapters.keras_scorer import prepare_device, select_backend
+
+    select_backend("tensorflow")
+    prepare_device()
+    from training.benchmark import PresetContender
+    from training.presets import PRESETS
+
+    digits, seeds, epochs = settings.digits.split(","), settings.seeds, settings.epochs
+    chosen = [PRESETS[name] for name in settings.presets.split(",")]
+    if settings.quick:
+        digits, seeds = ["2", "8"], 1
+    contenders: list[quality.Contender] = [
+        PresetContender(preset, epochs or (preset.epochs // 4 if settings.quick else preset.epochs))
+        for preset in chosen
+    ]
+    contenders += quality.BASELINES
+    todo = [
+        (contender.name, digit, seed)
+        for contender in contenders
+        for digit in digits
+        for seed in range(seeds)
+        if not book.holds(contender.name, digit, seed)
+    ]
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("fits", total=len(todo))
+
+        def told(result: quality.Result) -> None:
+            bar.advance(task)
+            bar.console.print(
+                f"{result.name:9} digit {result.digit} seed {result.seed}: AUROC {result.auroc:.4f}, average "
+                f"precision {result.average_precision:.4f}, fitted in {in_words(result.seconds)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+        quality.run(contenders, split, digits, range(seeds), book, told)
+    show_summary(console, quality.summarise(book.results))
+    console.print(f"results  {escape(str(settings.json_file))}", highlight=False, soft_wrap=True)
+
+
+def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
+    """A table of presets and baselines, best first."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for heading in ("mean AUROC", "std", "MFLOP an image", "images/s", "digits", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in sorted(summaries.items(), key=lambda item: -item[1].mean_auroc):
+        table.add_row(
+            name,
+            f"{found.mean_auroc:.4f}",
+            f"{found.std:.4f}",
+            "-" if found.mflop_per_image is None else f"{found.mflop_per_image:.1f}",
+            f"{found.images_per_second:,.0f}",
+            str(len(found.digits)),
+            str(len(found.seeds)),
+        )
     console.print(table)
 
 

@@ -148,6 +148,26 @@ def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int
     )
 
 
+def labelled_splits(source: str) -> tuple[Images, NDArray[np.str_], Images, NDArray[np.str_]]:
+    """Images and labels of the training and of the test split, of `sample` or an .npz file.
+
+    Raises:
+        ConfigurationError: the source has no such splits.
+    """
+    path = SAMPLE if source == "sample" else Path(source)
+    if not path.is_file():
+        raise ConfigurationError(f"data: '{source}' was given; expected `sample` or an .npz file.")
+    arrays = _read_npz(path)
+    if not set(SPLIT_KEYS) <= set(arrays):
+        raise ConfigurationError(f"data: '{path}' holds {sorted(arrays)}; expected {', '.join(SPLIT_KEYS)}.")
+    return (
+        _images(arrays["x_train"], "x_train"),
+        _labels(arrays, "x_train", "y_train"),
+        _images(arrays["x_test"], "x_test"),
+        _labels(arrays, "x_test", "y_test"),
+    )
+
+
 def _load_folder(
     path: Path,
     normal: str | None,

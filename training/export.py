@@ -54,7 +54,7 @@ from worker.core.bundle import (
 from worker.core.errors import BundleError
 from worker.core.images import ImageSpec, decode, encode_png
 
-SCORE = ScoreDefinition(name="mse", pooling="mean")
+MEAN_SQUARED_ERROR = ScoreDefinition(name="mse", pooling="mean")
 
 
 def calibrate_scores(scorer: KerasScorer, dataset: Dataset) -> Calibration:
@@ -99,6 +99,7 @@ def write_bundle(
     training: Mapping[str, Any],
     report: str,
     serving: Serving | None = None,
+    score: ScoreDefinition = MEAN_SQUARED_ERROR,
 ) -> Bundle:
     """Write, verify and switch to a bundle, in the order that this module's docstring gives.
 
@@ -112,6 +113,7 @@ def write_bundle(
         golden: what golden_images() returned.
         training: how it was fitted, for the manifest; JSON values.
         report: the report's HTML.
+        score: how scorer_model makes its score.
         serving: what scored the calibration and the golden images; None: Keras's own backend, in float32.
 
     Returns:
@@ -133,7 +135,7 @@ def write_bundle(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             input_shape=dataset.shape,
             resize=dataset.resize,
-            score=SCORE,
+            score=score,
             serving=serving,
             threshold=Threshold(**msgspec.structs.asdict(threshold)),
             calibration_quantiles={

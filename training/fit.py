@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from training.corruptions import Corruption, unchanged
 from training.model import to_pixels
 from training.progress import History, Progress
 from worker.core.errors import ConfigurationError
@@ -19,9 +20,13 @@ from worker.core.errors import ConfigurationError
 TIMED_STEPS = 5
 
 
-def compile_autoencoder(autoencoder: Any, learning_rate: float = 1e-3) -> None:
-    """Give the autoencoder its optimiser (Adam) and its loss (mean squared error), and build both."""
-    optimizer = keras.optimizers.Adam(learning_rate)
+def compile_autoencoder(autoencoder: Any, learning_rate: float = 1e-3, decay_steps: int | None = None) -> None:
+    """Give the autoencoder its optimiser (Adam) and its loss (mean squared error), and build both.
+
+    With `decay_steps` the learning rate falls to 0 within so many, along half a cosine.
+    """
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps) if decay_steps else learning_rate
+    optimizer = keras.optimizers.Adam(rate)
     autoencoder.compile(optimizer=optimizer, loss="mse")
     optimizer.build(autoencoder.trainable_variables)
 
@@ -62,6 +67,7 @@ def fit_autoencoder(
     batch_size: int,
     seed: int,
     progress: Progress,
+    corrupt: Corruption = unchanged,
 ) -> History:
     """Fit to normal images.
 
@@ -73,6 +79,7 @@ def fit_autoencoder(
         batch_size: images per step.
         seed: of the order.
         progress: told of every step and epoch.
+        corrupt: what the autoencoder is to undo; validation images stay as they are.
 
     Raises:
         ConfigurationError: the loss is no longer finite.
@@ -87,7 +94,8 @@ def fit_autoencoder(
         mean = _Mean()
         for step in range(steps):
             pixels = to_pixels(images[shuffled[step * batch_size : (step + 1) * batch_size]])
-            mean.add(_batch_loss(autoencoder, autoencoder.train_on_batch, pixels), len(pixels))
+            given = corrupt(pixels, order)
+            mean.add(_batch_loss(autoencoder, autoencoder.train_on_batch, given, pixels), len(pixels))
             progress.step(mean.value)
         loss = mean.value
         if not np.isfinite(loss):
@@ -105,14 +113,16 @@ def _validation_loss(autoencoder: Any, images: NDArray[np.uint8], batch_size: in
     mean = _Mean()
     for start in range(0, len(images), batch_size):
         pixels = to_pixels(images[start : start + batch_size])
-        mean.add(_batch_loss(autoencoder, autoencoder.test_on_batch, pixels), len(pixels))
+        mean.add(_batch_loss(autoencoder, autoencoder.test_on_batch, pixels, pixels), len(pixels))
     return mean.value
 
 
-def _batch_loss(autoencoder: Any, run: Callable[..., Any], pixels: NDArray[np.float32]) -> float:
+def _batch_loss(
+    autoencoder: Any, run: Callable[..., Any], given: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> float:
     """The loss of this batch alone; releases of Keras differ in whether they go on averaging by themselves."""
     autoencoder.reset_metrics()
-    return float(run(pixels, pixels, return_dict=True)["loss"])
+    return float(run(given, wanted, return_dict=True)["loss"])
 
 
 class _Mean:

@@ -1,9 +1,9 @@
 """How well a way of fitting tells anomalies from normal images: one label is normal, every other one an anomaly.
 
-The protocol (Ruff et al., "Deep One-Class Classification", ICML 2018, section 4.2): for each label fit on that label's
-images of the training split alone, score the whole test split, take the area under the ROC curve; the same for each
-seed. Nothing is chosen by looking at test images. Results are kept as they come, so that an interrupted run goes on
-where it was.
+The protocol (Ruff et al., "Deep One-Class Classification", ICML 2018, section 4.2): for each label fit on that
+label's images of the training split alone, score the whole test split, take the area under the ROC curve; the same
+for each seed. Nothing is chosen by looking at test images. Results are kept as they come, so that an interrupted run
+goes on where it was.
 """
 
 import time
@@ -82,7 +82,10 @@ class Fitted:
 class Contender(Protocol):
     """A way of fitting."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the preset or baseline."""
+        ...
 
     def fit(self, images: Images, seed: int) -> Fitted:
         """Fit to normal images, uint8 (n, H, W, C)."""
@@ -90,9 +93,10 @@ class Contender(Protocol):
 
 
 class PcaReconstruction:
-    """The squared distance to the plane of the first principal components (Jackson & Mudholkar 1979, the Q statistic).
+    """The squared distance to the plane of the first PCA_COMPONENTS principal components, of pixels in [0, 1].
 
-    With float pixels in [0, 1] and PCA_COMPONENTS of them.
+    It is the Q statistic of Jackson & Mudholkar, "Control Procedures for Residuals Associated With Principal
+    Component Analysis", Technometrics 21, 1979.
     """
 
     name = "pca"

@@ -52,13 +52,14 @@ DEFECTS = (
 
 def brushed(side: int, rng: np.random.Generator) -> Image:
     """Brushed metal: noise drawn out along the rows."""
-    return _standardised(cv2.GaussianBlur(_noise(side, rng), (0, 0), sigmaX=side / 16, sigmaY=0.8))
+    return _standardised(_blurred(_noise(side, rng), side / 16, 0.8))
 
 
 def cast(side: int, rng: np.random.Generator) -> Image:
     """Cast iron: noise of all scales, each twice as coarse and as strong as the one before."""
     scales = [0.8 * 2.0**octave for octave in range(5)]
-    return _standardised(sum(scale * cv2.GaussianBlur(_noise(side, rng), (0, 0), scale) for scale in scales))
+    octaves = [scale * _blurred(_noise(side, rng), scale) for scale in scales]
+    return _standardised(np.sum(octaves, axis=0))
 
 
 def woven(side: int, rng: np.random.Generator) -> Image:
@@ -69,7 +70,7 @@ def woven(side: int, rng: np.random.Generator) -> Image:
         for _ in range(2)
     ]
     weave = threads[0][None, :] * (threads[1][:, None] > 0) + threads[1][:, None] * (threads[0][None, :] > 0)
-    return _standardised(weave + 0.5 * cv2.GaussianBlur(_noise(side, rng), (0, 0), 0.8))
+    return _standardised(weave + 0.5 * _blurred(_noise(side, rng), 0.8))
 
 
 TEXTURES: Mapping[str, Callable[[int, np.random.Generator], Image]] = MappingProxyType(
@@ -134,7 +135,7 @@ def _strength(defect: Defect, side: int, rng: np.random.Generator) -> Image:
     if defect.kind == "stain":
         axis = np.arange(side, dtype=np.float32)
         squared = (axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2
-        return np.exp2(-4 * squared / defect.size**2).astype(np.float32)
+        return np.asarray(np.exp2(-4 * squared / defect.size**2), np.float32)
     strength = np.zeros((side, side), np.float32)
     if defect.kind == "missing":
         left, top = (round(centre - defect.size / 2) for centre in (x, y))
@@ -149,11 +150,16 @@ def _strength(defect: Defect, side: int, rng: np.random.Generator) -> Image:
         for turn in (-1, 1)
     ]
     cv2.line(large, ends[0], ends[1], 255, 4 * SCRATCH_WIDTH)
-    return cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return np.asarray(cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA) / 255, np.float32)
 
 
 def _noise(side: int, rng: np.random.Generator) -> Image:
     return rng.standard_normal((side, side), dtype=np.float32)
+
+
+def _blurred(image: Image, across: float, down: float | None = None) -> Image:
+    """With a Gaussian of these standard deviations in pixels."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigmaX=across, sigmaY=down or across), np.float32)
 
 
 def _standardised(texture: NDArray[np.floating]) -> Image:

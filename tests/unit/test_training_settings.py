@@ -24,7 +24,7 @@ def fit(*arguments: str) -> settings.Fit:
 def test_the_defaults_are_the_tutorials() -> None:
     parsed = fit()
     assert (parsed.data, parsed.batch_size, parsed.epochs, parsed.calibration_size) == ("sample", 128, None, None)
-    assert enough_epochs(53) == 20
+    assert enough_epochs(20, 53) == 20
     assert CALIBRATION_SIZE == 500
     assert (parsed.latent_size, parsed.threshold_method, parsed.percentile, parsed.k) == (32, "percentile", 99.0, 3.0)
 
@@ -106,4 +106,4 @@ def test_what_is_wrong_has_its_exit_code_and_one_message(
 
 
 def test_a_small_source_gets_more_epochs() -> None:
-    assert [enough_epochs(steps) for steps in (1, 2, 49, 50, 51, 1000)] == [1000, 500, 21, 20, 20, 20]
+    assert [enough_epochs(20, steps) for steps in (1, 2, 49, 50, 51, 1000)] == [1000, 500, 21, 20, 20, 20]

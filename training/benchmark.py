@@ -1,0 +1,52 @@
+"""Presets as contenders of training.quality. Import after select_backend()."""
+
+from dataclasses import dataclass
+
+import keras
+
+from training.fit import compile_autoencoder, fit_autoencoder, steps_per_epoch
+from training.model import build_autoencoder, build_scorer, mflop_per_image
+from training.presets import Preset
+from training.progress import Silence
+from training.quality import Fitted, Images
+from worker.adapters.keras_scorer import KerasScorer
+
+BATCH_SIZE = 128
+# Enough to draw a validation loss; it decides nothing.
+VALIDATED = 256
+
+
+@dataclass(frozen=True)
+class PresetContender:
+    """A preset as `fit` uses it, with other `epochs` where given."""
+
+    preset: Preset
+    epochs: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The preset's."""
+        return self.preset.name
+
+    def fit(self, images: Images, seed: int) -> Fitted:
+        """Fit to normal images, uint8 (n, H, W, C)."""
+        keras.utils.set_random_seed(seed)
+        height, width, channels = images.shape[1:]
+        shape = height, width, channels
+        autoencoder = build_autoencoder(shape, filters=self.preset.filters(shape))
+        epochs = self.epochs or self.preset.epochs
+        steps = epochs * steps_per_epoch(len(images), BATCH_SIZE)
+        compile_autoencoder(autoencoder, decay_steps=steps if self.preset.decay else None)
+        fit_autoencoder(
+            autoencoder,
+            images,
+            images[:VALIDATED],
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            progress=Silence(),
+            corrupt=self.preset.corrupt,
+        )
+        scorer = KerasScorer(build_scorer(autoencoder, self.preset.score(autoencoder, images, seed)))
+        scorer.warm_up()
+        return Fitted(lambda images: scorer.score_all(images)[0], mflop_per_image(autoencoder))

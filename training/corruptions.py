@@ -1,0 +1,59 @@
+"""What is done to an image before the autoencoder is to restore it.
+
+An autoencoder that is to return what it was given learns to copy, faults included. One that is to undo a distortion
+has to know what normal images look like (Vincent et al., "Extracting and Composing Robust Features with Denoising
+Autoencoders", ICML 2008; restoring geometry: Ye et al., "Attribute Restoration Framework for Anomaly Detection", IEEE
+Transactions on Multimedia 24, 2022).
+
+Rules: float32 (N, H, W, C) in [0, 1] comes and goes, what is given stays as it was; everything random comes from the
+generator; nothing is known of anomalies.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.float32]
+Corruption = Callable[[Pixels, np.random.Generator], Pixels]
+
+ROTATION = 35.0
+"""Degrees, to either side."""
+SHEAR = 0.3
+SCALE = 0.2
+SHIFT = 2 / 28
+"""Of the image's height and width."""
+
+
+def unchanged(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Nothing is done."""
+    del rng
+    return pixels
+
+
+def affine(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Turn, shear, scale and shift each image at random; what comes in from outside is its border, repeated.
+
+    Each image's distortion is between none and the whole of ROTATION, SHEAR, SCALE and SHIFT, so that an undistorted
+    image, which is what will be scored, is one of those that the network has learned to restore.
+    """
+    count, height, width, _ = pixels.shape
+    strength = rng.random((count, 1))
+    angle, shear, wide, high, right, down = (rng.uniform(-1, 1, (count, 6)) * strength).T
+    angle = np.deg2rad(ROTATION) * angle
+    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1).reshape(count, 2, 2)
+    zero, one = np.zeros(count), np.ones(count)
+    slant = np.stack([one, SHEAR * shear, zero, one], axis=1).reshape(count, 2, 2)
+    stretch = np.stack([1 + SCALE * wide, zero, zero, 1 + SCALE * high], axis=1).reshape(count, 2, 2)
+    linear = turn @ slant @ stretch
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    offset = centre + SHIFT * np.stack([width * right, height * down], axis=1) - linear @ centre
+    matrices = np.concatenate([linear, offset[:, :, None]], axis=2)
+    found = np.empty_like(pixels)
+    for image, matrix, out in zip(pixels, matrices, found, strict=True):
+        moved = cv2.warpAffine(
+            image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        out[...] = moved.reshape(out.shape)
+    return found

@@ -1,0 +1,43 @@
+"""The best that the tutorial's network can do.
+
+Two things are added to the tutorial. The network is fitted to undo a random distortion of each image, so that its
+latent has to say what the image shows and not only how to copy it (training.corruptions). And an image is judged by
+how rare its latent and its reconstruction error are together among normal images, under a mixture of Gaussians
+(training.scores.mixture_density, whose docstring has the formula): an anomaly that is reconstructed well still lies
+where normal images do not, as in Zong et al., "Deep Autoencoding Gaussian Mixture Model", ICLR 2018, equation 6.
+
+On images above 32 pixels a fault may be small: there the layout grows in depth and not in width, so that compute
+follows the number of pixels, and the largest local error is the score (training.scores.largest_spot).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.corruptions import affine
+from training.presets.preset import LARGE, Preset
+from training.scores import Score, largest_spot, latents_and_errors, mixture_density
+
+SMALLEST = 8
+"""Pixels to which height and width are halved at most."""
+
+
+def filters(shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The tutorial's up to 32 pixels; above, as many halvings as lead to SMALLEST pixels, narrow ones first."""
+    if max(shape[:2]) <= LARGE:
+        return 32, 64
+    halvings = 0
+    while min(shape[:2]) % 2 ** (halvings + 1) == 0 and min(shape[:2]) >> (halvings + 1) >= SMALLEST:
+        halvings += 1
+    return tuple(min(64, 8 << index) for index in range(max(2, halvings)))
+
+
+def score(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
+    """By the images' size, see above."""
+    if max(images.shape[1:3]) > LARGE:
+        return largest_spot()
+    return mixture_density(*latents_and_errors(autoencoder, images), seed)
+
+
+PRESET = Preset(name="default", filters=filters, corrupt=affine, score=score, epochs=40, decay=True)
