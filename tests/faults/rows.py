@@ -298,7 +298,13 @@ ROWS: Mapping[str, Row] = MappingProxyType(
                 "slow_model",
                 _slow_model,
                 workers=SLOW_WORKERS,
-                settings={"max_batch_size": 8, "drain_timeout_s": 5, "start_timeout_s": 120},
+                # A minute of a core alone is up to three beside others that share it.
+                settings={
+                    "max_batch_size": 8,
+                    "drain_timeout_s": 5,
+                    "start_timeout_s": 120,
+                    "stall_timeout_s": 600,
+                },
                 bundles=2,
                 first_bundle=1,
                 burn_s=_burn,
