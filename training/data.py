@@ -233,7 +233,9 @@ def load_normals(
     if path.is_dir():
         pictures = read_folder(path, normal, None, None, max_unreadable, spec)
         kept = ~pictures.anomalous
-        numbers = number_groups(group_files(group_by, path, pictures.files)) if group_by else None
+        # Anomalies need no group: they are not used.
+        files = [file for file, normal_one in zip(pictures.files, kept, strict=True) if normal_one]
+        groups = number_groups(group_files(group_by, path, files)) if group_by else None
         skipped, images = pictures.skipped, pictures.images
     else:
         _refuse_group_by(group_by, data)
@@ -247,12 +249,12 @@ def load_normals(
         if "labels" in arrays:
             labels = _labels(arrays, "images", "labels")
             kept = labels == _normal_label(normal, labels, data)
-        numbers = _group_numbers(arrays)
+        groups = _of(_group_numbers(arrays), np.flatnonzero(kept))
         if images.shape[1:] != spec.shape:
             raise ConfigurationError(
                 f"data (--data): images of {images.shape[1:]} were given, the bundle's are {spec.shape}."
             )
-    return Normals(data, images[kept], _of(numbers, np.flatnonzero(kept)), skipped, int((~kept).sum()))
+    return Normals(data, images[kept], groups, skipped, int((~kept).sum()))
 
 
 def _protocol(

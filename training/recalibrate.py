@@ -65,7 +65,7 @@ def calibrate_bundle(
             "false_positive_rate": settings.rate,
             "k": settings.k,
             "cost_ratio": settings.cost_ratio,
-            "group_by": settings.group_by,
+            "group_by": settings.group_by or ("array groups" if normals.groups is not None else "none"),
             "calibrated_on": normals.source,
         },
         versions=export.versions(old.serving.backend),

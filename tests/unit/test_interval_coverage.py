@@ -102,8 +102,7 @@ def test_names_and_order_of_groups_mean_nothing(groups: int, size: int, seed: in
 def test_the_upper_limit_leaves_room_for_groups_that_were_not_seen() -> None:
     groups = np.repeat(np.arange(50), 40)
     scores = np.random.default_rng(0).random(2000, np.float32)
-    limits = rate_interval(scores, np.float32(2), groups).limits
-    assert limits == (0.0, pytest.approx(1 - 0.025 ** (1 / 50)))
+    assert rate_interval(scores, np.float32(2), groups).limits == pytest.approx((0.0, 1 - 0.025 ** (1 / 50)))
     assert (1 - unseen_share(50)) ** 50 == pytest.approx(0.025)
 
 

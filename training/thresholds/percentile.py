@@ -35,11 +35,12 @@ class Percentile:
         """
         del groups
         if n * (100 - self.percentile) / 100 < 1 - 1e-9:
+            needed = math.ceil(100 / (100 - self.percentile) - 1e-9)
             raise ConfigurationError(
-                f"percentile: {self.percentile:g} was given, a false-positive rate of {1 - self.percentile / 100:.4g}; "
-                f"{n} calibration images cannot support it: fewer than one of them lies above. At least "
-                f"{math.ceil(100 / (100 - self.percentile) - 1e-9)} images (calibration_size), or a percentile of at "
-                f"most {100 * (1 - 1 / n):.5g}."
+                f"percentile: {self.percentile:g} was given (a false-positive rate of "
+                f"{1 - self.percentile / 100:.4g}), {n} calibration images cannot support it: fewer than one of them "
+                f"lies above. At least {needed} images (calibration_size), or a percentile of at most "
+                f"{100 * (1 - 1 / n):.5g}."
             )
 
     def value(self, scores: NDArray[np.float64], groups: Groups) -> float:

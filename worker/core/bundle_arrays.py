@@ -1,7 +1,7 @@
 """A bundle's archives: what they may hold and unpack to is checked before anything is unpacked."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ MAX_UNPACK_RATIO = 20
 MAX_UNPACKED_BYTES = 4 << 30
 
 
-def check_archive(path: Path, members: frozenset[str]) -> None:
-    """Refuse an archive whose directory is not as expected, or that unpacks to far more than it weighs."""
+def check_archive(path: Path, members: Set[str], optional: Set[str] = frozenset()) -> Set[str]:
+    """Refuse an archive whose directory is not as expected, or that unpacks to far more than it weighs.
+
+    Returns:
+        what it holds: the members, and of the optional ones all or none.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise BundleError(f"{path} is not the archive that it should be: {error}") from error
     names = {entry.filename for entry in entries}
-    if names != members or len(entries) != len(members):
+    if names not in (members, members | optional) or len(entries) != len(names):
         raise BundleError(f"{path} holds {sorted(names)}, expected {sorted(members)}.")
     # Other methods unpack a block at once, whatever the size that the directory states.
     if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
@@ -33,19 +37,21 @@ def check_archive(path: Path, members: frozenset[str]) -> None:
     limit = min(MAX_UNPACKED_BYTES, path.stat().st_size * MAX_UNPACK_RATIO + (1 << 20))
     if unpacked > limit:
         raise BundleError(f"{path} unpacks to {unpacked} bytes, at most {limit} are allowed for its size.")
+    return names
 
 
 def read_arrays(
     path: Path, expected: Mapping[str, type[np.generic]], optional: Mapping[str, type[np.generic]] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of an archive; of the optional ones all or none."""
-    wanted = dict(expected)
-    if optional and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            wanted |= optional if any(f"{name}.npy" in archive.NameToInfo for name in optional) else {}
-    check_archive(path, frozenset(f"{name}.npy" for name in wanted))
+    """The arrays (n,) of an archive; of the optional ones all or none."""
+    more = optional or {}
+    files = {f"{name}.npy": name for name in (*expected, *more)}
+    held = check_archive(path, {f"{name}.npy" for name in expected}, {f"{name}.npy" for name in more})
+    kinds = {**expected, **more}
     with zipfile.ZipFile(path) as archive:
-        arrays = {name: _read_array(archive, name, np.dtype(kind)) for name, kind in wanted.items()}
+        arrays = {
+            name: _read_array(archive, name, np.dtype(kinds[name])) for file, name in files.items() if file in held
+        }
     for name, array in arrays.items():
         if array.dtype == np.float32 and not np.all(np.isfinite(array)):
             raise BundleError(f"{path}: {name} holds values that are not finite.")
