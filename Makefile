@@ -72,6 +72,14 @@ bench: .venv-peers/.installed  ## throughput against the bare model and what peo
 bench-scorers: install  ## what an image costs by backend, precision and threads; no Kafka
 	$(BIN)/python -m tests.bench.scorers
 
+.PHONY: quality
+quality: install  ## presets against PCA and 1-NN, digit by digit (QUICK=1 PRESET=default DIGITS=2,8 SEEDS=5 DATA=mnist.npz)
+	$(BIN)/reconstream-train benchmark $(if $(QUICK),--quick) $(if $(PRESET),--presets $(PRESET)) $(if $(DIGITS),--digits $(DIGITS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data $(DATA))
+
+.PHONY: interval-coverage
+interval-coverage: install  ## how often the stated intervals of false-positive rates hold; half an hour (DRAWS=2000)
+	$(BIN)/python -m tests.bench.intervals $(if $(DRAWS),--draws $(DRAWS))
+
 .PHONY: soak
 soak: install  ## one worker under a steady load for an hour: nothing may grow (MINUTES=60 RATE=2000 CLIENT=confluent)
 	$(BIN)/python -m tests.bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE)) $(if $(CLIENT),--client $(CLIENT))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from training import commands, settings
+from training.command import PROGRAM
 from worker.core.errors import ExitCode, ReconstreamError
 
 INTERRUPTED = 130
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 commands.fit(command, console)
             case settings.Evaluate():
                 commands.evaluate(command, console)
+            case settings.Calibrate():
+                commands.calibrate(command, console)
             case settings.Inspect():
                 commands.inspect(command, console)
             case settings.Benchmark():
@@ -39,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else ExitCode.BAD_CONFIGURATION
     except ReconstreamError as error:
-        errors.print(f"{settings.PROGRAM}: {error}", style="red")
+        errors.print(f"{PROGRAM}: {error}", style="red")
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print(f"{settings.PROGRAM}: interrupted; no half-written bundle was left behind.")
+        errors.print(f"{PROGRAM}: interrupted; no half-written bundle was left behind.")
         return INTERRUPTED
     return ExitCode.STOPPED
 

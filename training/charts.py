@@ -76,12 +76,12 @@ def roc(scores: NDArray[np.float32], labels: NDArray[np.bool_], judged: Sequence
         axes.plot(np.maximum(rates, floor), found, color=NORMAL, linewidth=1.8, drawstyle="steps-post")
         for item in judged:
             if item.evaluation is not None:
-                _operating_point(axes, item.evaluation, item.chosen, floor)
+                _operating_point(axes, item, item.evaluation, floor)
         # From what is found without any false alarm: the rest of the axis would be empty.
         lowest = max(0.0, float(found[rates == 0].max()) - 0.05)
         axes.set(xscale="log", xlim=(floor, 1), ylim=(lowest, 1 + (1 - lowest) / 20))
         axes.set(xlabel="false-positive rate (leftmost: none)", ylabel="recall")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", fontsize=8)
         return _render(figure, "svg")
 
 
@@ -104,9 +104,10 @@ def error_map(error: NDArray[np.float32], top: float) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(colours)[..., :3])
 
 
-def _operating_point(axes: Axes, evaluation: Evaluation, chosen: bool, floor: float) -> None:
+def _operating_point(axes: Axes, item: Judged, evaluation: Evaluation, floor: float) -> None:
     rate = evaluation.fp / max(1, evaluation.fp + evaluation.tn)
-    name = "in force" if chosen else "the other"
+    chosen = item.chosen
+    name = "in force" if chosen else item.fit.method.replace("_", " ")
     axes.plot(
         [max(rate, floor)],
         [evaluation.recall],

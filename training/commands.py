@@ -8,25 +8,26 @@ which `--help`, `inspect` and a wrong setting must not wait for, and Keras only 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.box import SIMPLE_HEAD
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from training.settings import Benchmark, Evaluate, Fit, Inspect
-from worker.core.bundle import CURRENT, REPORT, Bundle, Manifest, read_bundle
+from training.settings import Benchmark, Calibrate, Evaluate, Fit, Inspect
+from training.show import facts_of, in_words, show_skipped, show_summary, show_thresholds, show_written
+from worker.core.bundle import CURRENT, Bundle, read_bundle
 from worker.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from training.data import Dataset
     from training.evaluate import Judged
-    from training.quality import Summary
 
 BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
 """What the manifest names, by --scorer."""
@@ -56,14 +57,10 @@ def fit(settings: Fit, console: Console) -> Path:
         size=(settings.height, settings.width) if settings.height and settings.width else None,
         channels=settings.channels,
         max_unreadable=settings.max_unreadable,
+        group_by=settings.group_by,
     )
-    for line in dataset.skipped:
-        console.print(f"skipped {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
-    method = settings.threshold_method.replace("-", "_")
-    if method == "percentile":
-        from training.calibrate import check_percentile
-
-        check_percentile(len(dataset.calibration), settings.percentile)  # before the fit, not after it
+    show_skipped(console, dataset.skipped)
+    check_threshold(settings, dataset)  # before the fit, not after it
 
     from training import serving
 
@@ -72,11 +69,11 @@ def fit(settings: Fit, console: Console) -> Path:
     import keras
 
     from training import export, model, report
-    from training.calibrate import fit_threshold
-    from training.evaluate import judge_thresholds
+    from training.evaluate import judge_thresholds, labelled
     from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
     from training.presets import PRESETS
     from training.progress import show_progress
+    from training.thresholds import choose_method, fit_threshold
 
     preset = PRESETS[settings.preset]
     keras.utils.set_random_seed(settings.seed)
@@ -111,8 +108,10 @@ def fit(settings: Fit, console: Console) -> Path:
     choice = serving.choose(scorer_model, dataset.calibration, backend, settings.precision)
     scorer = choice.scorer
     calibration = export.calibrate_scores(scorer, dataset)
-    threshold = fit_threshold(method, calibration.scores, percentile=settings.percentile, k=settings.k)
-    judged = judge_thresholds(calibration, threshold, percentile=settings.percentile, k=settings.k)
+    wanted = (settings.rate, settings.k, settings.cost_ratio)
+    method = choose_method(settings.method, *wanted, labelled(calibration))
+    threshold = fit_threshold(method, calibration.scores, calibration.groups)
+    judged = judge_thresholds(calibration, threshold, *wanted)
     training: dict[str, Any] = {
         "preset": preset.name,
         "optimizer": "adam",
@@ -122,8 +121,10 @@ def fit(settings: Fit, console: Console) -> Path:
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "latent_size": settings.latent_size,
-        "percentile": settings.percentile,
+        "false_positive_rate": settings.rate,
         "k": settings.k,
+        "cost_ratio": settings.cost_ratio,
+        "group_by": settings.group_by or ("array groups" if dataset.calibration_groups is not None else "none"),
         "parameters": autoencoder.count_params(),
         "device": " ".join(scorer.device),
         "fit_seconds": round(history.seconds, 1),
@@ -156,7 +157,7 @@ def fit(settings: Fit, console: Console) -> Path:
         report=page,
     )
     folder = settings.output / bundle.folder.name
-    show_thresholds(console, judged)
+    show_thresholds(console, judged, settings.parts_per_day)
     found = next(item.evaluation for item in judged if item.chosen)
     if found is not None and found.auroc is not None and found.auroc < DOUBTFUL_AUROC:
         console.print(
@@ -169,9 +170,73 @@ def fit(settings: Fit, console: Console) -> Path:
         )
     console.print(f"fitted in {in_words(history.seconds)}", highlight=False, soft_wrap=True)
     console.print(f"serves in {training['serving']}: {choice.why}", highlight=False, markup=False, soft_wrap=True)
-    for what, path in (("bundle", folder), ("report", folder / REPORT), ("link", settings.output / CURRENT)):
-        console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)
+    show_written(console, folder)
     return folder
+
+
+def calibrate(settings: Calibrate, console: Console) -> Path:
+    """Fit the threshold of a bundle anew, write the new bundle.
+
+    Returns:
+        the new bundle's folder.
+
+    Raises:
+        ConfigurationError: settings or data are wrong, or the data does not support the threshold.
+        BundleError: the bundle is damaged, or what was written does not verify.
+    """
+    from training.data import load_normals
+
+    bundle = read_bundle(settings.bundle)
+    output = settings.output or bundle.folder.parent
+    _check_output(output)
+    normals = load_normals(
+        settings.data,
+        bundle.image_spec(),
+        normal=settings.normal or _normal_as_fitted(bundle.manifest.data.normal, Path(settings.data)),
+        max_unreadable=settings.max_unreadable,
+        group_by=settings.group_by,
+    )
+    show_skipped(console, normals.skipped)
+    if normals.anomalies:
+        console.print(
+            f"{normals.anomalies:,} images that are not normal are not used; the bundle keeps its evaluation set.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    from worker.adapters.keras_scorer import KerasScorer, prepare_device, select_backend
+
+    select_backend(bundle.manifest.serving.backend)
+    prepare_device()
+    scorer = KerasScorer.load(bundle)  # scores the golden images
+    from training.recalibrate import calibrate_bundle
+
+    made, judged = calibrate_bundle(bundle, scorer, normals, settings, output)
+    folder = output / made.folder.name
+    show_thresholds(console, judged, settings.parts_per_day)
+    old = bundle.manifest.threshold.value
+    console.print(
+        f"threshold {made.manifest.threshold.value:.6g}, before {old:.6g}; of these {len(normals.images):,} images "
+        f"the one before would flag {int((made.calibration.scores > bundle.threshold).sum()):,}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    show_written(console, folder)
+    return folder
+
+
+def check_threshold(settings: Fit, dataset: "Dataset") -> None:
+    """Whether the images support the wanted threshold; their scores are not needed for it.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    from training.thresholds import Labelled, choose_method
+
+    groups, labels = dataset.calibration_groups, dataset.labels
+    labelled = Labelled(np.zeros(len(labels), np.float32), labels, dataset.evaluation_groups)
+    method = choose_method(settings.method, settings.rate, settings.k, settings.cost_ratio, labelled)
+    count = len(dataset.calibration)
+    method.check(count, count if groups is None else len(np.unique(groups)))
 
 
 def enough_epochs(epochs: int, steps: int) -> int:
@@ -221,7 +286,7 @@ def inspect(settings: Inspect, console: Console) -> None:
     table = Table(title=escape(str(bundle.folder)), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in _facts(bundle.manifest):
+    for key, value in facts_of(bundle.manifest):
         table.add_row(key, escape(value))
     console.print(table)
 
@@ -277,25 +342,6 @@ def benchmark(settings: Benchmark, console: Console) -> None:
     console.print(f"results  {escape(str(settings.json_file))}", highlight=False, soft_wrap=True)
 
 
-def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
-    """A table of presets and baselines, best first."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
-    for heading in ("mean AUROC", "std", "MFLOP an image", "images/s", "digits", "seeds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, found in sorted(summaries.items(), key=lambda item: -item[1].mean_auroc):
-        table.add_row(
-            name,
-            f"{found.mean_auroc:.4f}",
-            f"{found.std:.4f}",
-            "-" if found.mflop_per_image is None else f"{found.mflop_per_image:.1f}",
-            f"{found.images_per_second:,.0f}",
-            str(len(found.digits)),
-            str(len(found.seeds)),
-        )
-    console.print(table)
-
-
 def numbers(bundle: Bundle, judged: Sequence["Judged"]) -> dict[str, Any]:
     """The evaluation as JSON values: the bundle, and for each threshold its fit, `chosen` and its figures."""
     return {
@@ -306,54 +352,6 @@ def numbers(bundle: Bundle, judged: Sequence["Judged"]) -> dict[str, Any]:
         "evaluation": len(bundle.calibration.evaluation_scores),
         "thresholds": [msgspec.to_builtins(item) for item in judged],
     }
-
-
-def show_thresholds(console: Console, judged: Sequence["Judged"]) -> None:
-    """A table of thresholds and what they do."""
-    from training.calibrate import in_words as method_in_words
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("threshold", no_wrap=True)
-    for heading in ("value", "TP", "TN", "FP", "FN", "precision", "recall", "F1"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for item in judged:
-        name = method_in_words(item.fit.method, item.fit.parameters) + (" *" if item.chosen else "")
-        found = item.evaluation
-        figures = (
-            [*map(str, (found.tp, found.tn, found.fp, found.fn))]
-            + [f"{ratio:.4f}" for ratio in (found.precision, found.recall, found.f1)]
-            if found
-            else ["-"] * 7
-        )
-        table.add_row(name, f"{item.fit.value:.6g}", *figures, style="bold" if item.chosen else None)
-    console.print(table)
-    console.print("* in force", highlight=False)
-    for item in judged:
-        if item.fit.interval:
-            low, high = (f"{100 * limit:.1f} %" for limit in item.fit.interval)
-            console.print(
-                f"{method_in_words(item.fit.method, item.fit.parameters)} of {item.fit.n} images: with 95 % "
-                f"confidence {low} to {high} of normal images raise a false alarm.",
-                highlight=False,
-                soft_wrap=True,
-            )
-    best = next(item.evaluation for item in judged if item.chosen)
-    if best is None:
-        console.print("The data has no anomalies: nothing can be said about how many are found.", soft_wrap=True)
-    elif best.auroc is not None and best.average_precision is not None:
-        console.print(
-            f"AUROC {best.auroc:.4f}, average precision {best.average_precision:.4f}", highlight=False, soft_wrap=True
-        )
-
-
-def in_words(seconds: float) -> str:
-    """A duration for people: "45 s", "1 min 20 s", "2 h 5 min"."""
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _check_output(output: Path) -> None:
@@ -370,31 +368,9 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    data, threshold, training = manifest.data, manifest.threshold, manifest.training
-    facts = [
-        ("name", manifest.name),
-        ("version", manifest.version),
-        ("digest", manifest.digest),
-        ("created", manifest.created),
-        ("input", " x ".join(map(str, manifest.input_shape)) + (", files resized" if manifest.resize else "")),
-        ("score", f"{manifest.score.name}, pooled by {manifest.score.pooling}"),
-        ("serving", f"{manifest.serving.precision} on {manifest.serving.backend}"),
-        ("threshold", f"{threshold.value:.9g}"),
-        ("threshold method", ", ".join([threshold.method, *(f"{k} {v:g}" for k, v in threshold.parameters.items())])),
-        ("threshold fitted", f"{threshold.fitted} on {threshold.n} images, {len(threshold.history)} earlier ones"),
-    ]
-    if threshold.interval:
-        low, high = threshold.interval
-        facts.append(("false-positive rate", f"{low:.4f} to {high:.4f} (95 %)"))
-    facts += [
-        ("data", f"{data.source}, normal: {data.normal}"),
-        ("images", f"{data.fit} fitted, {data.calibration} calibrated, {data.evaluation} evaluated"),
-        ("encodings", ", ".join(f"{key}: {count}" for key, count in data.codecs.items())),
-        ("sizes", ", ".join(f"{key}: {count}" for key, count in data.sizes.items())),
-        ("fingerprint", data.fingerprint),
-        ("training", ", ".join(f"{key} {value}" for key, value in training.items() if not isinstance(value, list))),
-        ("versions", ", ".join(f"{key} {value}" for key, value in manifest.versions.items())),
-        ("weights SHA-256", manifest.weights_sha256),
-    ]
-    return facts + [(f"{name} SHA-256", value) for name, value in manifest.files.items()]
+def _normal_as_fitted(described: str, data: Path) -> str | None:
+    """What was normal in the fit, from the manifest's words, where the new data can have it."""
+    kind, _, name = described.partition(" ")
+    if kind == "label" and data.is_file():
+        return name
+    return name if kind == "folder" and (data / name).is_dir() else None

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from training.calibrate import METHODS, fit_threshold
-from worker.core.bundle import Calibration, Manifest, ThresholdFit
+from training.thresholds import BestF1, CostWeighted, Labelled, all_methods, cross_fitted, fit_threshold
+from worker.core.bundle import Calibration, Manifest, Threshold, ThresholdFit
 from worker.core.errors import ConfigurationError
 
 
 class Evaluation(msgspec.Struct, frozen=True):
     """The figures of one threshold on labelled images.
+
+    A threshold that labels chose is not judged on them: its figures are cross-fitted (training.thresholds.labelled).
 
     Attributes:
         threshold: float32, in force when score > threshold means anomaly.
@@ -45,20 +47,27 @@ class Judged(msgspec.Struct, frozen=True):
     evaluation: Evaluation | None
 
 
-def evaluate(scores: NDArray[np.float32], labels: NDArray[np.bool_], threshold: float) -> Evaluation:
+def evaluate(
+    scores: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    threshold: float,
+    called: NDArray[np.bool_] | None = None,
+) -> Evaluation:
     """Evaluate a threshold.
 
     Args:
         scores: float32 (m,), m at least 1.
         labels: bool (m,), True = anomaly.
         threshold: compared as float32.
+        called: bool (m,), what was called an anomaly; None: what scores above the threshold.
 
     Raises:
         ValueError: there are no images.
     """
     if len(scores) == 0:
         raise ValueError("expected at least one labelled image, got none")
-    called = scores > np.float32(threshold)
+    if called is None:
+        called = scores > np.float32(threshold)
     (tn, fp), (fn, tp) = metrics.confusion_matrix(labels, called, labels=[False, True]).tolist()
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         labels, called, labels=[True], average=None, zero_division=0.0
@@ -78,38 +87,54 @@ def evaluate(scores: NDArray[np.float32], labels: NDArray[np.bool_], threshold: 
     )
 
 
+def labelled(calibration: Calibration) -> Labelled:
+    """The evaluation set, for the methods that need labels."""
+    return Labelled(calibration.evaluation_scores, calibration.evaluation_labels, calibration.evaluation_groups)
+
+
 def judge_thresholds(
-    calibration: Calibration, chosen: ThresholdFit, *, percentile: float, k: float
+    calibration: Calibration, chosen: ThresholdFit, rate: float = 0.01, k: float = 3.0, cost_ratio: float = 10.0
 ) -> tuple[Judged, ...]:
-    """The chosen threshold and, where the calibration supports it, the other method's, in the order of METHODS."""
+    """The chosen threshold and those of every other method that the data supports, for the same settings.
+
+    Args:
+        calibration: scores, groups, and the evaluation set.
+        chosen: the threshold in force.
+        rate: of the methods that aim at a false-positive rate.
+        k: of mean + k std.
+        cost_ratio: of the cost-weighted method.
+    """
     judged = []
-    for method in METHODS:
-        if method == chosen.method:
-            fit = chosen
-        else:
-            try:
-                fit = fit_threshold(method, calibration.scores, percentile=percentile, k=k)
-            except ConfigurationError:
-                continue  # too few images for a percentile that nobody chose
-        judged.append(Judged(fit, fit is chosen, _evaluate_calibration(calibration, fit)))
+    for method in all_methods(rate, k, cost_ratio, labelled(calibration)):
+        try:
+            own = method.name == chosen.method
+            fit = chosen if own else fit_threshold(method, calibration.scores, calibration.groups)
+            called = None
+            if isinstance(method, BestF1 | CostWeighted):
+                called = cross_fitted(method.labelled, method.choose, method.name)
+        except ConfigurationError:
+            continue  # too few images for a method that nobody chose
+        evaluation = None
+        if len(calibration.evaluation_scores):
+            evaluation = evaluate(calibration.evaluation_scores, calibration.evaluation_labels, fit.value, called)
+        judged.append(Judged(fit, fit is chosen, evaluation))
     return tuple(judged)
 
 
 def judge_bundle(manifest: Manifest, calibration: Calibration) -> tuple[Judged, ...]:
     """The thresholds of a bundle's report, from the bundle alone."""
-    inforce = manifest.threshold
-    chosen = ThresholdFit(
-        inforce.value, inforce.method, inforce.parameters, inforce.n, inforce.interval, inforce.fitted
-    )
+    settings = manifest.training
     return judge_thresholds(
         calibration,
-        chosen,
-        percentile=float(manifest.training.get("percentile", 99.0)),
-        k=float(manifest.training.get("k", 3.0)),
+        without_history(manifest.threshold),
+        rate=float(settings.get("false_positive_rate", (100 - settings.get("percentile", 99.0)) / 100)),
+        k=float(settings.get("k", 3.0)),
+        cost_ratio=float(settings.get("cost_ratio", 10.0)),
     )
 
 
-def _evaluate_calibration(calibration: Calibration, fit: ThresholdFit) -> Evaluation | None:
-    if len(calibration.evaluation_scores) == 0:
-        return None
-    return evaluate(calibration.evaluation_scores, calibration.evaluation_labels, fit.value)
+def without_history(threshold: Threshold) -> ThresholdFit:
+    """The threshold alone, as a history keeps it."""
+    fields = msgspec.structs.asdict(threshold)
+    del fields["history"]
+    return ThresholdFit(**fields)

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,12 +27,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import image_quantiles, quantiles
 from training.data import Dataset
+from training.quantiles import image_quantiles, quantiles
 from worker.adapters.keras_scorer import KerasScorer, weights_sha256
 from worker.core.bundle import (
     CALIBRATION,
     CURRENT,
+    FILES,
     FORMAT_VERSION,
     GOLDEN,
     GOLDEN_IMAGES,
@@ -61,7 +62,15 @@ def calibrate_scores(scorer: KerasScorer, dataset: Dataset) -> Calibration:
     """Score the calibration and evaluation images with what will serve."""
     scores, errors = scorer.score_all(dataset.calibration)
     evaluation_scores, evaluation_errors = scorer.score_all(dataset.evaluation)
-    return Calibration(scores, errors, evaluation_scores, evaluation_errors, dataset.labels)
+    return Calibration(
+        scores,
+        errors,
+        evaluation_scores,
+        evaluation_errors,
+        dataset.labels,
+        dataset.calibration_groups,
+        dataset.evaluation_groups,
+    )
 
 
 def golden_images(scorer: KerasScorer, dataset: Dataset) -> Golden:
@@ -124,32 +133,55 @@ def write_bundle(
         OSError: the disk refuses.
     """
     serving = serving or Serving("float32", keras.backend.backend())
+
+    def write_files(folder: Path) -> None:
+        scorer_model.save(folder / SCORER)
+        write_golden(folder, golden)
+        write_calibration(folder, calibration)
+        (folder / REPORT).write_text(report, encoding="utf-8")
+
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        input_shape=dataset.shape,
+        resize=dataset.resize,
+        score=score,
+        serving=serving,
+        threshold=Threshold(**msgspec.structs.asdict(threshold)),
+        calibration_quantiles=calibration_quantiles(calibration, dataset.calibration),
+        training=dict(training),
+        data=dataset.description(),
+        versions=versions(serving.backend),
+        weights_sha256=weights_sha256(scorer_model),
+        files={},
+        digest="",
+    )
+    return publish(output, manifest, write_files)
+
+
+def publish(output: Path, manifest: Manifest, write_files: Callable[[Path], None]) -> Bundle:
+    """Write, verify and switch to a bundle, in the order that this module's docstring gives.
+
+    Args:
+        output: the folder for bundles; made where it is missing.
+        manifest: without `files` and `digest`, which follow from what is written.
+        write_files: writes every file but the manifest into a folder.
+
+    Returns:
+        the bundle as read back.
+
+    Raises:
+        BundleError: what was written does not verify; it is removed.
+        OSError: the disk refuses.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=output))
+    folder = Path(tempfile.mkdtemp(prefix=f".{manifest.name}-", suffix=".tmp", dir=output))
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would keep a worker of another user out
-        _write_files(folder, scorer_model, calibration, golden, report)
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            name=name,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            input_shape=dataset.shape,
-            resize=dataset.resize,
-            score=score,
-            serving=serving,
-            threshold=Threshold(**msgspec.structs.asdict(threshold)),
-            calibration_quantiles={
-                "score": quantiles(calibration.scores),
-                "error": quantiles(calibration.errors),
-                **image_quantiles(dataset.calibration),
-            },
-            training=dict(training),
-            data=dataset.description(),
-            versions=versions(serving.backend),
-            weights_sha256=weights_sha256(scorer_model),
-            files={file: sha256_of(folder / file) for file in (SCORER, CALIBRATION, GOLDEN, REPORT)},
-            digest="",
-        )
+        write_files(folder)
+        files = {file: sha256_of(folder / file) for file in FILES}
+        manifest = msgspec.structs.replace(manifest, files=files, digest="")
         manifest = msgspec.structs.replace(manifest, digest=digest_of(msgspec.to_builtins(manifest)))
         text = json.dumps(msgspec.to_builtins(manifest), indent=2, sort_keys=True, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -165,6 +197,11 @@ def write_bundle(
         raise
     switch_current(output, folder.name)
     return bundle
+
+
+def calibration_quantiles(calibration: Calibration, images: NDArray[np.uint8]) -> dict[str, dict[str, float]]:
+    """The manifest's, of a calibration and its images, uint8 (n, H, W, C)."""
+    return {"score": quantiles(calibration.scores), "error": quantiles(calibration.errors), **image_quantiles(images)}
 
 
 def switch_current(output: Path, folder_name: str) -> None:
@@ -184,16 +221,18 @@ def switch_current(output: Path, folder_name: str) -> None:
     _flush(output)
 
 
-def _write_files(folder: Path, scorer_model: Any, calibration: Calibration, golden: Golden, report: str) -> None:
-    scorer_model.save(folder / SCORER)
-    np.savez_compressed(
-        folder / CALIBRATION,
-        scores=calibration.scores,
-        errors=calibration.errors,
-        evaluation_scores=calibration.evaluation_scores,
-        evaluation_errors=calibration.evaluation_errors,
-        evaluation_labels=calibration.evaluation_labels,
-    )
+def write_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write calibration.npz."""
+    arrays = {name: array for name, array in vars(calibration).items() if array is not None}
+    if "groups" in arrays or "evaluation_groups" in arrays:
+        # The file has both or none; images without groups are groups of one.
+        for groups, scores in (("groups", "scores"), ("evaluation_groups", "evaluation_scores")):
+            arrays.setdefault(groups, np.arange(len(arrays[scores]), dtype=np.int64))
+    np.savez_compressed(folder / CALIBRATION, **arrays)
+
+
+def write_golden(folder: Path, golden: Golden) -> None:
+    """Write golden.npz."""
     arrays: dict[str, NDArray[Any]] = {
         "data": np.frombuffer(b"".join(golden.images), np.uint8),
         "lengths": np.array([len(image) for image in golden.images], np.int64),
@@ -201,7 +240,6 @@ def _write_files(folder: Path, scorer_model: Any, calibration: Calibration, gold
         "errors": golden.errors,
     }
     np.savez(folder / GOLDEN, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
-    (folder / REPORT).write_text(report, encoding="utf-8")
 
 
 def _rename(folder: Path, target: Path) -> Path:

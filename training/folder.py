@@ -33,17 +33,23 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder's images uint8 (n, H, W, C), whether each is an anomaly, bool (n,), and what it was as a file."""
+    """A folder's images uint8 (n, H, W, C), whether each is an anomaly, bool (n,), its file and what that was."""
 
     normal: str
     images: NDArray[np.uint8]
     anomalous: NDArray[np.bool_]
+    files: tuple[Path, ...]
     origins: tuple[Origin, ...]
     skipped: tuple[str, ...]
 
 
 def read_folder(
-    path: Path, normal: str | None, size: tuple[int, int] | None, channels: int | None, max_unreadable: int
+    path: Path,
+    normal: str | None,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    max_unreadable: int,
+    spec: ImageSpec | None = None,
 ) -> Pictures:
     """Read a folder.
 
@@ -53,15 +59,17 @@ def read_folder(
         size: (height, width) to bring all files to; None: the most common one, which all must have.
         channels: 1 or 3; None: as most files.
         max_unreadable: how many files may be skipped.
+        spec: what every file must be or is brought to; None: as size and channels say.
 
     Raises:
         ConfigurationError: the folder has another layout, no images, or too many that cannot be decoded.
     """
     kind, files = _list(path, normal)
-    spec = _spec([file for file, _ in files], size, channels)
+    spec = spec or _spec([file for file, _ in files], size, channels)
     images = np.empty((len(files), *spec.shape), np.uint8)
     origins: list[Origin] = []
     anomalous: list[bool] = []
+    read: list[Path] = []
     skipped: list[str] = []
     for file, is_anomalous in files:
         try:
@@ -74,6 +82,7 @@ def read_folder(
         height, width = _seen(header)
         origins.append(Origin(codec, f"{height}x{width}x{header.channels}"))
         anomalous.append(is_anomalous)
+        read.append(file)
     if len(skipped) > max_unreadable or not origins:
         named = "\n  ".join(skipped[:NAMED_IN_ERRORS])
         more = f"\n  and {len(skipped) - NAMED_IN_ERRORS} more" if len(skipped) > NAMED_IN_ERRORS else ""
@@ -83,7 +92,7 @@ def read_folder(
             f"and width bring all files to one size.\n  {named}{more}"
         )
     count = len(origins)
-    return Pictures(kind, images[:count], np.array(anomalous, np.bool_), tuple(origins), tuple(skipped))
+    return Pictures(kind, images[:count], np.array(anomalous, np.bool_), tuple(read), tuple(origins), tuple(skipped))
 
 
 def _list(path: Path, normal: str | None) -> tuple[str, list[tuple[Path, bool]]]:

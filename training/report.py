@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training import charts
-from training.calibrate import in_words
 from training.data import Dataset
 from training.evaluate import Judged
 from training.progress import History
-from worker.core.bundle import Calibration
+from training.thresholds import alarms_in_words, in_words
+from worker.core.bundle import Bundle, Calibration, Manifest
 from worker.core.images import encode_png
 
 EXAMPLES = 6
@@ -78,7 +78,7 @@ def render_report(
     }
     if evaluated and labels.any() and not labels.all():
         pictures["roc"] = charts.roc(calibration.evaluation_scores, labels, judged)
-    return _template().render(
+    return _template("report.html.j2").render(
         name=name,
         created=created,
         data=dataset.description(),
@@ -94,6 +94,32 @@ def render_report(
     )
 
 
+def render_calibration_report(
+    manifest: Manifest, old: Bundle, calibration: Calibration, judged: Sequence[Judged]
+) -> str:
+    """What a new calibration changed, as HTML.
+
+    Args:
+        manifest: the new one.
+        old: the bundle whose network it keeps.
+        calibration: the new scores.
+        judged: the thresholds; one is chosen.
+    """
+    chosen = next(item for item in judged if item.chosen)
+    anomalous = calibration.evaluation_errors[calibration.evaluation_labels]
+    picture = charts.histogram(calibration.errors, anomalous, chosen.fit.value, "svg")
+    return _template("calibration_report.html.j2").render(
+        manifest=manifest,
+        old=old.manifest,
+        chosen=chosen,
+        judged=judged,
+        flagged=[
+            int((calibration.scores > threshold).sum()) for threshold in (old.threshold, np.float32(chosen.fit.value))
+        ],
+        histogram=_address(picture, "image/svg+xml"),
+    )
+
+
 def histogram_png(calibration: Calibration, threshold: float) -> bytes:
     """The report's histogram as PNG, for a README."""
     labels = calibration.evaluation_labels
@@ -101,7 +127,7 @@ def histogram_png(calibration: Calibration, threshold: float) -> bytes:
     return charts.histogram(normal, calibration.evaluation_errors[labels], threshold, "png")
 
 
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training", "."),
         autoescape=True,
@@ -110,7 +136,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["in_words"] = lambda fit: in_words(fit.method, fit.parameters)
-    return environment.get_template("report.html.j2")
+    environment.filters["alarms_in_words"] = alarms_in_words
+    return environment.get_template(name)
 
 
 def _groups(

@@ -2,7 +2,7 @@
 
 Rules: keras.ops and plain layers only, so that any backend loads it in Keras's safe mode; scores are float32, above
 zero and larger for stranger images; what is fitted here is fitted on normal images. The layers' names begin with
-LAYER: they stay float32 where the network itself is computed in bfloat16. Import after select_backend().
+SCORE_LAYER: they stay float32 where the network itself is computed in bfloat16. Import after select_backend().
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from keras import layers, ops
 from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 
+from worker.adapters.engines import SCORE_LAYER
 from worker.core.bundle import ScoreDefinition
 
-LAYER = "score_"
 COMPONENTS = 8
 # So many images for each component, or its covariance would be a guess.
 IMAGES_PER_COMPONENT = 400
@@ -106,7 +106,7 @@ def mixture_density(latents: NDArray[np.float32], errors: NDArray[np.float32], s
 
 def _fixed(name: str, kernel: NDArray[np.float64], bias: NDArray[np.float64]) -> Any:
     """A dense layer with these weights, which nothing trains."""
-    layer = layers.Dense(len(bias), name=LAYER + name, trainable=False, dtype="float32")
+    layer = layers.Dense(len(bias), name=SCORE_LAYER + name, trainable=False, dtype="float32")
     layer.build((None, len(kernel)))
     layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
     return layer

@@ -1,11 +1,10 @@
 """The command line of reconstream-train: one settings class per subcommand.
 
-Rules: command line before environment (`RECONSTREAM_TRAIN_...`) before the file named by `--config`; every
-field is described and bounded; nothing here imports Keras, so that `--help` and a wrong value answer at once.
+Rules: every field is described and bounded; nothing here imports Keras, so that `--help` and a wrong value answer
+at once.
 """
 
 import inspect
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,57 +15,20 @@ from pydantic_settings import (
     CliApp,
     CliPositionalArg,
     CliSubCommand,
-    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
+from training.command import ENV_PREFIX, PROGRAM, Command
+from training.threshold_settings import ThresholdSettings
 from worker.core.bundle import valid_name
 from worker.core.errors import ConfigurationError
 
-ENV_PREFIX = "RECONSTREAM_TRAIN_"
-PROGRAM = "reconstream-train"
 PRESET_NAMES = ("tutorial", "default", "fast")
 """Those of training.presets, which imports Keras."""
 
 
-class Command(BaseSettings):
-    """What all subcommands share: where values come from."""
-
-    # A subcommand must be a BaseSettings with the prefix itself, or the environment is ignored; and the prefix
-    # must count for aliases too, or `--json` would read the variable JSON.
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_prefix_target="all", extra="forbid")
-
-    config: Path | None = Field(
-        None, description="TOML file with these settings, dashes written as underscores; none: no file"
-    )
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Take the source's indentation out of the docstring, which is the text of `--help`."""
-        super().__pydantic_init_subclass__(**kwargs)
-        cls.__doc__ = inspect.cleandoc(cls.__doc__ or "")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line, environment, file; no `.env` and no secrets, there are none."""
-        del dotenv_settings, file_secret_settings
-        given = init_settings.init_kwargs if isinstance(init_settings, InitSettingsSource) else {}
-        config = given.get("config") or env_settings().get("config")
-        if config is None:
-            return init_settings, env_settings
-        return init_settings, env_settings, _toml(settings_cls, Path(config))
-
-
-class Fit(Command):
+class Fit(ThresholdSettings):
     """Fit an autoencoder to normal images, calibrate its threshold, write the bundle.
 
     Examples:
@@ -75,6 +37,9 @@ class Fit(Command):
       reconstream-train fit --normal 8 --threshold-method mean-plus-k-std
       reconstream-train fit --data photos/ --height 128 --width 128 --name line-3
           photos/good/*.png are normal; other sub-folders are anomalies, used for evaluation only
+      reconstream-train fit --data photos/ --group-by 'pattern:^(part[0-9]+)_'
+          part17_cam2.png and part17_cam3.png show one part: they fit, calibrate or evaluate together
+      reconstream-train fit --data photos/ --threshold-method conformal --false-alarms-per-day 5 --parts-per-day 2000
       RECONSTREAM_TRAIN_EPOCHS=40 reconstream-train fit --config fit.toml
 
     Ctrl-C stops it and leaves no half bundle.
@@ -110,17 +75,12 @@ class Fit(Command):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, shuffling and split; 0 to 4294967295")
     latent_size: int = Field(32, ge=1, le=65_536, description="numbers that an image is squeezed into; 1 to 65536")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's; above 0, at most 1")
-    threshold_method: Literal["percentile", "mean-plus-k-std"] = Field(
-        "percentile", description="how the threshold follows from the calibration errors"
-    )
-    percentile: float = Field(99.0, ge=50, lt=100, description="for `percentile`; 50 to below 100")
-    k: float = Field(3.0, gt=0, le=100, description="for `mean-plus-k-std`; above 0, at most 100")
     calibration_size: int | None = Field(
         None,
         ge=2,
         le=10_000_000,
-        description="normal images held out from the fit that set the threshold, at least 2; none: 500, or as many "
-        "as a smaller source can spare",
+        description="normal images held out from the fit that set the threshold, at least 2; none: 500, and with "
+        "group_by 100 groups, or as many as a smaller source can spare",
     )
     height: int | None = Field(
         None,
@@ -183,6 +143,32 @@ class Evaluate(Command):
     )
 
 
+class Calibrate(ThresholdSettings):
+    """Fit a bundle's threshold anew, on normal images that its model was not fitted on; the network stays.
+
+    Writes a new bundle beside the old one and switches `current` to it. The old threshold goes into its history.
+
+    Examples:
+      reconstream-train calibrate build/bundles/current --data this-week/
+      reconstream-train calibrate build/bundles/current --data this-week/ --group-by time:1440
+          images of one day are alike: the interval is for other days
+    """
+
+    bundle: CliPositionalArg[Path] = Field(description="a bundle, a link to one, or the folder with `current`")
+    data: str = Field(
+        min_length=1,
+        description="a folder of PNG and JPEG files, or an .npz with images and optional labels and groups; only "
+        "normal images are used, decoded as the bundle's fit did",
+    )
+    normal: str | None = Field(
+        None, description="what is normal: a label of an .npz, or a sub-folder; none: as fitted"
+    )
+    output: Path | None = Field(None, description="folder for the new bundle; none: beside the old one")
+    max_unreadable: int = Field(
+        10, ge=0, le=1_000_000, description="files of a folder that may be unreadable: they are listed and skipped"
+    )
+
+
 class Inspect(Command):
     """Show what a bundle's manifest says, after its files were verified.
 
@@ -242,6 +228,7 @@ class Training(BaseSettings):
 
     fit: CliSubCommand[Fit] = Field(description="fit, calibrate, evaluate, write the bundle")
     evaluate: CliSubCommand[Evaluate] = Field(description="repeat the numbers of a bundle's report")
+    calibrate: CliSubCommand[Calibrate] = Field(description="fit a bundle's threshold anew, without its network")
     inspect: CliSubCommand[Inspect] = Field(description="show what a bundle is")
     benchmark: CliSubCommand[Benchmark] = Field(description="compare presets and baselines, digit by digit")
 
@@ -262,7 +249,7 @@ class Training(BaseSettings):
 Training.__doc__ = inspect.cleandoc(Training.__doc__ or "")
 
 
-def parse(argv: Sequence[str]) -> Fit | Evaluate | Inspect | Benchmark:
+def parse(argv: Sequence[str]) -> Fit | Evaluate | Calibrate | Inspect | Benchmark:
     """The chosen subcommand with its settings.
 
     Raises:
@@ -273,10 +260,11 @@ def parse(argv: Sequence[str]) -> Fit | Evaluate | Inspect | Benchmark:
         settings = CliApp.run(Training, cli_args=list(argv))
     except ValidationError as error:
         raise ConfigurationError("\n".join(_explain(problem) for problem in error.errors())) from error
-    command = settings.fit or settings.evaluate or settings.inspect or settings.benchmark
+    command = settings.fit or settings.evaluate or settings.calibrate or settings.inspect or settings.benchmark
     if command is None:
         raise ConfigurationError(
-            f"no command was given; expected one of fit, evaluate, inspect, benchmark: try {PROGRAM} --help"
+            "no command was given; expected one of fit, evaluate, calibrate, inspect, benchmark: "
+            f"try {PROGRAM} --help"
         )
     return command
 
@@ -293,15 +281,3 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{field}: there is no such setting; see {PROGRAM} {problem['loc'][0]} --help."
     return f"{names}: {problem['input']!r} was given; allowed: {message.replace('Input should be ', '')}."
-
-
-def _toml(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
-    """The file's settings. pydantic-settings passes over a file that is not there; we do not."""
-    if not path.is_file():
-        raise ConfigurationError(f"config (--config, {ENV_PREFIX}CONFIG): there is no file '{path}'.")
-    try:
-        return TomlConfigSettingsSource(settings_cls, toml_file=path)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigurationError(
-            f"config (--config, {ENV_PREFIX}CONFIG): '{path}' is no TOML file: {error}."
-        ) from error

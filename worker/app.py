@@ -352,10 +352,12 @@ def announce(bundle: Bundle, telemetry: PrometheusTelemetry) -> None:
 
 
 def expected_anomaly_ratio(bundle: Bundle) -> dict[str, float]:
-    """The false-positive rate that the threshold stands for, by bound: a percentile's own, else calibration's."""
+    """The false-positive rate that the threshold stands for, by bound: what it was fitted for, else calibration's."""
     threshold, scores = bundle.manifest.threshold, bundle.calibration.scores
-    percentile = threshold.parameters.get("percentile") if threshold.method == "percentile" else None
-    share = float(np.mean(scores > bundle.threshold)) if percentile is None else (100 - percentile) / 100
+    share = float(np.mean(scores > bundle.threshold))
+    if "percentile" in threshold.parameters:
+        share = (100 - threshold.parameters["percentile"]) / 100
+    share = threshold.parameters.get("false_positive_rate", share)
     if threshold.interval is None:
         return {"expected": share}
     lower, upper = threshold.interval

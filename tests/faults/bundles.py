@@ -58,10 +58,10 @@ class Shelf:
         select_backend("tensorflow")
         import keras
 
-        from training.calibrate import fit_threshold
         from training.data import Dataset
         from training.export import calibrate_scores, golden_images, write_bundle
         from training.model import build_autoencoder, build_scorer
+        from training.thresholds import Percentile, fit_threshold
 
         seed = len(self._bundles)
         keras.utils.set_random_seed(seed)
@@ -84,7 +84,7 @@ class Shelf:
             name="faults",
             scorer_model=_burning(model, self.shape, burn_s) if burn_s else model,
             dataset=dataset,
-            threshold=fit_threshold("percentile", calibration.scores),
+            threshold=fit_threshold(Percentile(), calibration.scores),
             calibration=calibration,
             golden=golden_images(scorer, dataset),
             training={"seed": seed},

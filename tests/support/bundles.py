@@ -29,10 +29,10 @@ def write_tiny_bundle(
     select_backend("tensorflow")
     import keras
 
-    from training.calibrate import fit_threshold
     from training.data import Dataset
     from training.export import calibrate_scores, golden_images, write_bundle
     from training.model import build_autoencoder, build_scorer
+    from training.thresholds import Percentile, fit_threshold
 
     keras.utils.set_random_seed(seed)
     images = tiny_images(260, seed)
@@ -57,7 +57,7 @@ def write_tiny_bundle(
         name=name,
         scorer_model=model,
         dataset=dataset,
-        threshold=fit_threshold("percentile", calibration.scores),
+        threshold=fit_threshold(Percentile(), calibration.scores),
         calibration=calibration,
         golden=golden_images(scorer, dataset),
         training={"seed": seed},

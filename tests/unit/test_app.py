@@ -168,6 +168,7 @@ def test_the_time_of_a_bundle(iso: str, seconds: float | None) -> None:
         ({"interval": [0.002, 0.05]}, {"lower": 0.002, "expected": 0.01, "upper": 0.05}),
         # Of the nine scores from 0.1 to 0.9 two are above 0.75.
         ({"method": "mean_plus_k_std", "parameters": {"k": 3.0}, "interval": None}, {"expected": 2 / 9}),
+        ({"method": "conformal", "parameters": {"false_positive_rate": 0.02}, "interval": None}, {"expected": 0.02}),
         ({"parameters": {}, "interval": None}, {"expected": 2 / 9}),
     ],
 )

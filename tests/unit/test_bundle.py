@@ -352,3 +352,36 @@ def test_scores_agree_within_a_relative_tolerance() -> None:
         assert not scores_agree(ours, stored, 1e-4)
         ours[index] = np.nan
         assert not scores_agree(ours, stored, 1e-4)
+
+
+def test_a_manifest_of_before_groups_is_read_and_one_with_them_too(tmp_path: Path) -> None:
+    assert "groups" not in THRESHOLD
+    older = read_bundle(write_fake_bundle(tmp_path / "older"))
+    assert (older.manifest.threshold.groups, older.manifest.threshold.no_interval) == (None, None)
+    assert (older.calibration.groups, older.calibration.evaluation_groups) == (None, None)
+    said = {"method": "conformal", "interval": None, "groups": 3, "no_interval": "too few groups: 3"}
+    numbers = {"groups": np.arange(9, dtype=np.int64) // 3, "evaluation_groups": np.arange(2, dtype=np.int64)}
+    files = {"calibration.npz": npz({**CALIBRATION, **numbers})}
+    newer = read_bundle(write_fake_bundle(tmp_path / "newer", files, {"threshold": {**THRESHOLD, **said}}))
+    assert newer.manifest.threshold.groups == 3
+    assert newer.manifest.threshold.no_interval == "too few groups: 3"
+    assert newer.calibration.groups is not None
+    assert newer.calibration.groups.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert newer.calibration.evaluation_groups is not None
+    assert newer.calibration.evaluation_groups.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({"groups": np.arange(9, dtype=np.int64)}, "holds"),
+        ({"groups": np.arange(8), "evaluation_groups": np.arange(2)}, "as many groups as scores"),
+        ({"groups": np.arange(9), "evaluation_groups": np.arange(3)}, "as many evaluation_groups"),
+        ({"groups": np.arange(9.0), "evaluation_groups": np.arange(2)}, "groups is float64"),
+    ],
+)
+def test_groups_that_do_not_fit_the_scores(
+    tmp_path: Path, numbers: Mapping[str, NDArray[Any]], expected: str
+) -> None:
+    files = {"calibration.npz": npz({**CALIBRATION, **numbers})}
+    assert expected in refusal(write_fake_bundle(tmp_path / "bundles", files))

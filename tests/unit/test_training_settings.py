@@ -26,7 +26,7 @@ def test_the_defaults_are_the_tutorials() -> None:
     assert (parsed.data, parsed.batch_size, parsed.epochs, parsed.calibration_size) == ("sample", 128, None, None)
     assert enough_epochs(20, 53) == 20
     assert CALIBRATION_SIZE == 500
-    assert (parsed.latent_size, parsed.threshold_method, parsed.percentile, parsed.k) == (32, "percentile", 99.0, 3.0)
+    assert (parsed.latent_size, parsed.threshold_method, parsed.rate, parsed.k) == (32, "percentile", 0.01, 3.0)
 
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(
@@ -55,13 +55,37 @@ def test_variables_without_the_prefix_are_none_of_ours(monkeypatch: pytest.Monke
     ("arguments", "expected"),
     [
         (["--epochs", "0"], ["epochs", "--epochs", "RECONSTREAM_TRAIN_EPOCHS", "'0'", "greater than or equal to 1"]),
-        (["--threshold-method", "best"], ["threshold_method", "'best'", "'percentile' or 'mean-plus-k-std'"]),
+        (
+            ["--threshold-method", "best"],
+            ["threshold_method", "'best'", "'percentile', 'mean-plus-k-std'", "'cost-weighted'"],
+        ),
         (["--percentile", "100"], ["percentile", "'100'", "less than 100"]),
         (["-k", "0"], ["k (-k", "'0'", "greater than 0"]),
         (["--name", "Has Spaces"], ["name", "'Has Spaces'", "a-z"]),
         (["--height", "30", "--width", "32"], ["height", "'30'", "multiple of 4"]),
         (["--height", "32"], ["height 32", "width None", "both, or neither"]),
         (["--config", "nowhere.toml"], ["config", "nowhere.toml"]),
+        (
+            ["--percentile", "99", "--false-positive-rate", "0.01"],
+            ["false_positive_rate and percentile", "one of them"],
+        ),
+        (
+            ["--false-positive-rate", "0.1", "--false-alarms-per-day", "5", "--parts-per-day", "100"],
+            ["false_positive_rate and false_alarms_per_day", "one of them"],
+        ),
+        (["--false-alarms-per-day", "5"], ["false_alarms_per_day 5.0", "parts_per_day None", "both, or neither"]),
+        (["--parts-per-day", "5"], ["parts_per_day 5.0", "both, or neither"]),
+        (["--false-alarms-per-day", "51", "--parts-per-day", "100"], ["51.0", "at most half"]),
+        (
+            ["--threshold-method", "best-f1", "--false-positive-rate", "0.1"],
+            ["false_positive_rate", "best-f1", "aims at no rate", "conformal"],
+        ),
+        (["--cost-ratio", "0"], ["cost_ratio", "'0'", "greater than 0"]),
+        (["--group-by", "part"], ["group_by", "'part'", "pattern:REGEX"]),
+        (["--group-by", "pattern:("], ["group_by", "REGEX is none"]),
+        (["--group-by", "pattern:part"], ["group_by", "one capture group", "this one has 0"]),
+        (["--group-by", "csv:parts.csv"], ["group_by", "csv:FILE:COLUMN"]),
+        (["--group-by", "time:-5"], ["group_by", "time:MINUTES"]),
     ],
 )
 def test_a_wrong_value_names_field_given_and_allowed(arguments: list[str], expected: list[str]) -> None:
@@ -69,6 +93,20 @@ def test_a_wrong_value_names_field_given_and_allowed(arguments: list[str], expec
         fit(*arguments)
     for part in expected:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate"),
+    [
+        ([], 0.01),
+        (["--percentile", "99.9"], 0.001),
+        (["--false-positive-rate", "0.02"], 0.02),
+        (["--false-alarms-per-day", "5", "--parts-per-day", "2000"], 0.0025),
+        (["--threshold-method", "mean-plus-k-std", "--percentile", "95"], 0.05),
+    ],
+)
+def test_a_rate_can_be_said_in_three_ways(arguments: list[str], rate: float) -> None:
+    assert fit(*arguments).rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("content", ["epochs = = 3", "learning = 3"])
@@ -79,7 +117,7 @@ def test_a_file_that_is_wrong_is_named_and_refused(tmp_path: Path, content: str)
         fit("--config", str(file))
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["evaluate"], ["inspect"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["evaluate"], ["calibrate"], ["inspect"]])
 def test_help_exits_with_0_and_shows_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == ExitCode.STOPPED
     assert "reconstream-train" in capsys.readouterr().out
@@ -93,6 +131,8 @@ def test_help_exits_with_0_and_shows_an_example(command: list[str], capsys: pyte
         (["fit", "--epochs", "many"], ExitCode.BAD_CONFIGURATION),
         (["inspect", "no/such/bundle"], ExitCode.BAD_BUNDLE),
         (["evaluate", "no/such/bundle"], ExitCode.BAD_BUNDLE),
+        (["calibrate", "no/such/bundle", "--data", "photos"], ExitCode.BAD_BUNDLE),
+        (["calibrate", "no/such/bundle"], ExitCode.BAD_CONFIGURATION),
     ],
 )
 def test_what_is_wrong_has_its_exit_code_and_one_message(

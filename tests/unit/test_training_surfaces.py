@@ -9,7 +9,8 @@ SIDE = 64
 @pytest.mark.parametrize("texture", TEXTURES)
 def test_surfaces_follow_from_their_seed_and_nothing_is_clipped(texture: str) -> None:
     images = surfaces(texture, 4, side=SIDE, seed=1)
-    assert (images.shape, images.dtype) == ((4, SIDE, SIDE, 1), np.uint8)
+    assert images.shape == (4, SIDE, SIDE, 1)
+    assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, surfaces(texture, 4, side=SIDE, seed=1))
     assert np.any(images != surfaces(texture, 4, side=SIDE, seed=2))
     assert np.any(images[0] != images[1])

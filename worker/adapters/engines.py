@@ -26,6 +26,8 @@ BACKENDS = ("tensorflow", "jax", "openvino")
 """What a manifest may name. OpenVINO runs what Keras on TensorFlow has loaded."""
 NATIVE_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processors with one of them compute bfloat16 faster than float32; others emulate it, several times slower."""
+SCORE_LAYER = "score_"
+"""How the names of layers begin that make the score of what the network gives: they are float32 in any precision."""
 AMPERE = 8
 """The first compute capability of NVIDIA's that has bfloat16."""
 
@@ -138,7 +140,8 @@ def in_bfloat16(model: Any) -> Any:
     for layer in _layers(copy):
         # By their kernels: that is what convolutions and dense layers have in common. Flatten and Reshape only pass
         # values on; in float32 they would convert them to and fro.
-        if hasattr(layer, "kernel") or isinstance(layer, (keras.layers.Flatten, keras.layers.Reshape)):
+        computes = hasattr(layer, "kernel") and not layer.name.startswith(SCORE_LAYER)
+        if computes or isinstance(layer, (keras.layers.Flatten, keras.layers.Reshape)):
             layer.dtype_policy = "mixed_bfloat16"
     return copy
 

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import stat
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.core.bundle_arrays import check_archive, read_arrays
 from worker.core.drift import valid_quantiles
 from worker.core.errors import BundleError
 from worker.core.images import ImageSpec
@@ -47,10 +47,6 @@ GOLDEN_IMAGES = 8
 TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 3e-2}
 
 MAX_MANIFEST_BYTES = 1 << 20
-# A .keras archive of 584 KB can unpack to 600 MB. Weights hardly compress, so a real one stays below 4 times
-# its own size plus its text; the headroom is for models with many zero weights.
-MAX_UNPACK_RATIO = 20
-MAX_UNPACKED_BYTES = 4 << 30
 KERAS_MEMBERS = frozenset({"metadata.json", "config.json", "model.weights.h5"})
 _EXPECTED = f"Expected a folder that reconstream-train wrote, or its '{CURRENT}' link."
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -61,12 +57,13 @@ class ThresholdFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         value: the threshold; float32 as stored.
-        method: `percentile` or `mean_plus_k_std`.
+        method: `percentile`, `mean_plus_k_std`, `peaks_over_threshold`, `conformal`, `best_f1`, `cost_weighted`.
         parameters: the method's, by name.
-        n: how many normal images it was fitted on.
-        interval: 95 % interval for the false-positive rate on images like those it was fitted on, or None
-            where the method promises none.
+        n: how many normal images it was calibrated on.
+        interval: 95 % interval for the false-positive rate on images like those, or None where none is known to hold.
         fitted: ISO 8601, UTC.
+        groups: how many groups those images are of (parts, days); None: they count as independent.
+        no_interval: why there is no interval. Bundles written before these two have neither.
     """
 
     value: float
@@ -75,6 +72,8 @@ class ThresholdFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n: int
     interval: tuple[float, float] | None
     fitted: str
+    groups: int | None = None
+    no_interval: str | None = None
 
 
 class Threshold(ThresholdFit, frozen=True, forbid_unknown_fields=True):
@@ -165,7 +164,8 @@ class Golden:
 class Calibration:
     """Scores and errors, float32: of the calibration images (n,), and of the evaluation set (m,), m may be 0.
 
-    `labels` is bool (m,), True = anomaly.
+    `evaluation_labels` is bool (m,), True = anomaly. `groups`, int64 (n,), and `evaluation_groups`, int64 (m,), say
+    which images are of one part or one day; None: images are independent.
     """
 
     scores: NDArray[np.float32]
@@ -173,6 +173,8 @@ class Calibration:
     evaluation_scores: NDArray[np.float32]
     evaluation_errors: NDArray[np.float32]
     evaluation_labels: NDArray[np.bool_]
+    groups: NDArray[np.int64] | None = None
+    evaluation_groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ def read_bundle(path: Path) -> Bundle:
         for name in FILES:
             if sha256_of(folder / name) != manifest.files[name]:
                 raise BundleError(f"{folder / name} is damaged or was exchanged: its SHA-256 is not the manifest's.")
-        _check_archive(folder / SCORER, KERAS_MEMBERS)
+        check_archive(folder / SCORER, KERAS_MEMBERS)
         calibration = _read_calibration(folder / CALIBRATION)
         golden = _read_golden(folder / GOLDEN)
     except OSError as error:
@@ -328,54 +330,8 @@ def _is_float32(value: float) -> bool:
     return abs(value) <= float(np.finfo(np.float32).max)
 
 
-def _check_archive(path: Path, members: frozenset[str]) -> None:
-    """Refuse an archive whose directory is not as expected, or that unpacks to far more than it weighs."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise BundleError(f"{path} is not the archive that it should be: {error}") from error
-    names = {entry.filename for entry in entries}
-    if names != members or len(entries) != len(members):
-        raise BundleError(f"{path} holds {sorted(names)}, expected {sorted(members)}.")
-    # Other methods unpack a block at once, whatever the size that the directory states.
-    if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise BundleError(f"{path} is compressed in an unexpected way; expected members stored or deflated.")
-    unpacked = sum(entry.file_size for entry in entries)
-    limit = min(MAX_UNPACKED_BYTES, path.stat().st_size * MAX_UNPACK_RATIO + (1 << 20))
-    if unpacked > limit:
-        raise BundleError(f"{path} unpacks to {unpacked} bytes, at most {limit} are allowed for its size.")
-
-
-def _read_arrays(path: Path, expected: Mapping[str, type[np.generic]]) -> dict[str, NDArray[Any]]:
-    _check_archive(path, frozenset(f"{name}.npy" for name in expected))
-    with zipfile.ZipFile(path) as archive:
-        arrays = {name: _read_array(archive, name, np.dtype(kind)) for name, kind in expected.items()}
-    for name, array in arrays.items():
-        if array.dtype == np.float32 and not np.all(np.isfinite(array)):
-            raise BundleError(f"{path}: {name} holds values that are not finite.")
-    return arrays
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
-    """An array (n,) from an archive; numpy's own reader would allocate whatever shape the header claims."""
-    try:
-        with archive.open(f"{name}.npy") as member:
-            if np.lib.format.read_magic(member) != (1, 0):
-                raise ValueError("expected version 1.0 of the .npy format")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            content = member.read()
-    except Exception as error:  # the header is a Python literal: parsing it raises whatever it leads to
-        raise BundleError(f"{archive.filename}: {name} cannot be read: {type(error).__name__}: {error}") from error
-    if len(shape) != 1 or dtype != kind:
-        raise BundleError(f"{archive.filename}: {name} is {dtype} {shape}, expected {kind} (n,).")
-    if shape[0] * kind.itemsize != len(content):
-        raise BundleError(f"{archive.filename}: {name} has {len(content)} bytes, its header says {kind} {shape}.")
-    return np.frombuffer(content, kind)
-
-
 def _read_calibration(path: Path) -> Calibration:
-    arrays = _read_arrays(
+    arrays = read_arrays(
         path,
         {
             "scores": np.float32,
@@ -384,16 +340,20 @@ def _read_calibration(path: Path) -> Calibration:
             "evaluation_errors": np.float32,
             "evaluation_labels": np.bool_,
         },
+        {"groups": np.int64, "evaluation_groups": np.int64},
     )
     if len(arrays["scores"]) == 0 or len(arrays["scores"]) != len(arrays["errors"]):
         raise BundleError(f"{path}: expected as many errors as scores, and at least one.")
     if len({len(arrays[f"evaluation_{part}"]) for part in ("scores", "errors", "labels")}) != 1:
         raise BundleError(f"{path}: the evaluation's arrays differ in length.")
+    for groups, scores in (("groups", "scores"), ("evaluation_groups", "evaluation_scores")):
+        if groups in arrays and len(arrays[groups]) != len(arrays[scores]):
+            raise BundleError(f"{path}: expected as many {groups} as {scores}.")
     return Calibration(**arrays)
 
 
 def _read_golden(path: Path) -> Golden:
-    arrays = _read_arrays(path, {"data": np.uint8, "lengths": np.int64, "scores": np.float32, "errors": np.float32})
+    arrays = read_arrays(path, {"data": np.uint8, "lengths": np.int64, "scores": np.float32, "errors": np.float32})
     lengths, data = arrays["lengths"], arrays["data"]
     if not 0 < len(lengths) == len(arrays["scores"]) == len(arrays["errors"]):
         raise BundleError(f"{path}: expected as many images as scores and errors, and at least one.")

@@ -1,0 +1,172 @@
+"""Presets on real Keras: what they cost, what their scores are, and that a bundle of each serves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from training.__main__ import main
+from training.settings import PRESET_NAMES
+from worker.adapters.keras_scorer import KerasScorer, select_backend
+from worker.core.bundle import Serving, read_bundle
+from worker.core.errors import ExitCode
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Any:
+    select_backend("tensorflow")
+    import keras
+
+    from training.model import build_autoencoder
+
+    keras.utils.set_random_seed(3)
+    return build_autoencoder(SHAPE, latent_size=3, filters=(4, 8))
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (900, *SHAPE), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Label 0: bright left halves, of 8x8 pixels. Label 1: bright right halves."""
+    rng = np.random.default_rng(2)
+
+    def split(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        labels = np.arange(count) % 2
+        images = rng.integers(0, 60, (count, 8, 8), dtype=np.uint8)
+        images[labels == 0, :, :4] += 150
+        images[labels == 1, :, 4:] += 150
+        return images, labels
+
+    path = tmp_path_factory.mktemp("data") / "halves.npz"
+    (x_train, y_train), (x_test, y_test) = split(400), split(300)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+def test_the_names_are_those_of_the_command_line(autoencoder: Any) -> None:
+    from training.presets import PRESETS
+
+    assert tuple(PRESETS) == PRESET_NAMES
+
+
+def test_default_costs_no_more_than_the_tutorial_and_fast_a_quarter(autoencoder: Any) -> None:
+    from training.model import build_autoencoder, mflop_per_image
+    from training.presets import PRESETS
+
+    def cost(name: str, *shape: int) -> float:
+        height, width, channels = shape
+        filters = PRESETS[name].filters((height, width, channels))
+        return mflop_per_image(build_autoencoder((height, width, channels), filters=filters))
+
+    # By hand: 2 (9 32 14^2 + 9 32 64 7^2 + 2 32 3136 + 9 64 64 7^2 + 9 64 32 14^2 + 9 32 28^2).
+    assert cost("tutorial", 28, 28, 1) == pytest.approx(13.61024)
+    assert cost("default", 28, 28, 1) <= cost("tutorial", 28, 28, 1)
+    assert cost("fast", 28, 28, 1) <= cost("tutorial", 28, 28, 1) / 4
+    # Compute follows the pixels.
+    assert cost("default", 256, 256, 1) < 4.5 * cost("default", 128, 128, 1)
+    assert cost("default", 512, 512, 3) < 4.5 * cost("default", 256, 256, 3)
+    assert cost("default", 256, 256, 1) < 200
+
+
+@pytest.mark.parametrize("count", [300, 900])
+def test_the_mixtures_score_is_its_formula(autoencoder: Any, images: NDArray[np.uint8], count: int) -> None:
+    """Against the density as scikit-learn has it, up to the constant; of one component half the squared distance."""
+    from sklearn.mixture import GaussianMixture
+
+    from training.model import build_scorer
+    from training.scores import latents_and_errors, mixture_density
+
+    latents, errors = latents_and_errors(autoencoder, images[:count])
+    score = mixture_density(latents, errors, seed=0)
+    found = KerasScorer(build_scorer(autoencoder, score), 64).score_all(images)[0].astype(np.float64)
+    latents, errors = latents_and_errors(autoencoder, images)
+    features = np.column_stack([latents, np.log(errors + 1e-8)]).astype(np.float64)
+    fitted = features[:count]
+    covariance = np.cov(fitted, rowvar=False)
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / 4 * np.eye(4)))
+    white = (features - fitted.mean(axis=0)) @ whitening
+    components = {300: 1, 900: 2}[count]
+    mixture = GaussianMixture(components, reg_covar=1e-2, random_state=0).fit(white[:count])
+    expected = -mixture.score_samples(white)
+    np.testing.assert_allclose(found - found[0], expected - expected[0], atol=2e-3)
+    assert found.min() >= 0
+    if components == 1:
+        centred = white - mixture.means_[0]
+        distances = np.einsum("ni,ij,nj->n", centred, mixture.precisions_[0], centred)
+        np.testing.assert_allclose(found, distances / 2, rtol=2e-3, atol=1e-3)
+
+
+def test_the_scores_own_layers_stay_float32(autoencoder: Any, images: NDArray[np.uint8]) -> None:
+    from training.model import build_scorer
+    from training.scores import latents_and_errors, mixture_density
+    from worker.adapters import engines
+
+    model = build_scorer(autoencoder, mixture_density(*latents_and_errors(autoencoder, images), seed=0))
+    low = engines.in_bfloat16(model)
+    kinds = {layer.name: layer.compute_dtype for layer in engines._layers(low)}
+    assert {kinds["score_whiten"], kinds["score_weigh"]} == {"float32"}
+    assert kinds["latent"] == kinds["encode_0"] == "bfloat16"
+
+
+def test_the_largest_spot_sees_what_the_mean_does_not() -> None:
+    select_backend("tensorflow")
+    import keras
+    from keras import ops
+
+    from training.scores import largest_spot
+
+    rng = np.random.default_rng(5)
+    squared = rng.uniform(0, 0.02, (40, 64, 64, 1)).astype(np.float32)
+    squared[20:, 30:32, 20:40] += 0.2
+    tensor = keras.Input((64, 64, 1))
+    model = keras.Model(tensor, largest_spot().of(tensor, ops.mean(tensor, axis=(1, 2, 3)), None))
+    scores = ops.convert_to_numpy(model(squared))
+    assert scores[20:].min() > 1.5 * scores[:20].max()
+    local = np.lib.stride_tricks.sliding_window_view(squared[25, :, :, 0], (5, 5)).mean(axis=(2, 3)).max()
+    assert scores[25] == pytest.approx(np.sqrt(local), rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESET_NAMES)
+def test_a_bundle_of_each_preset_serves(preset: str, data: Path, tmp_path: Path) -> None:
+    arguments = ["fit", "--data", str(data), "--normal", "0", "--preset", preset, "--output", str(tmp_path)]
+    arguments += ["--epochs", "2", "--calibration-size", "100", "--precision", "float32", "--quiet"]
+    assert main(arguments) == ExitCode.STOPPED
+    bundle = read_bundle(tmp_path)
+    definition = bundle.manifest.score
+    assert (definition.name, bundle.manifest.training["preset"]) == (
+        "mse" if preset == "tutorial" else "mixture_density",
+        preset,
+    )
+    assert bundle.manifest.serving == Serving("float32", "tensorflow")
+    assert bundle.calibration.scores.min() > 0
+
+
+def test_the_benchmark_goes_on_where_it_was(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "quality.json"
+    arguments = ["benchmark", "--data", str(data), "--presets", "tutorial,fast", "--epochs", "1", "--json", str(path)]
+    assert main([*arguments, "--digits", "0"]) == ExitCode.STOPPED
+    first = json.loads(path.read_bytes())["results"]
+    assert [(found["name"], found["digit"]) for found in first] == [
+        (name, "0") for name in ("tutorial", "fast", "pca", "1-nn")
+    ]
+    capsys.readouterr()
+    assert main([*arguments, "--digits", "0,1"]) == ExitCode.STOPPED
+    printed = capsys.readouterr().out
+    assert "digit 1 seed 0" in printed
+    assert "digit 0 seed 0" not in printed
+    content = json.loads(path.read_bytes())
+    assert content["results"][:4] == first
+    assert list(content["summary"]) == ["tutorial", "fast", "pca", "1-nn"]
+    assert all(found["digits"] == ["0", "1"] for found in content["summary"].values())
+
+
+def test_a_wrong_preset_is_named() -> None:
+    assert main(["benchmark", "--presets", "tutorial,best"]) == ExitCode.BAD_CONFIGURATION

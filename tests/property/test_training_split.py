@@ -1,0 +1,40 @@
+"""Rules of the split by groups: parts, days."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.data import split
+from worker.core.errors import ConfigurationError
+
+images = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 9)), min_size=1, max_size=200)
+
+
+@given(images, st.integers(1, 40) | st.none(), st.integers(0, 1000))
+def test_no_group_is_in_two_roles(drawn: list[tuple[int, int]], calibration_size: int | None, seed: int) -> None:
+    groups = np.array([group for group, _ in drawn], np.int64)
+    anomalous = np.array([fault == 0 and group < 10 for group, fault in drawn], np.bool_)
+    faulty = set(groups[anomalous].tolist())
+    try:
+        roles = split(anomalous, calibration_size, seed, groups)
+    except ConfigurationError:
+        return
+    fit, calibration, evaluation = (set(groups[role].tolist()) for role in roles)
+    assert len(fit | calibration | evaluation) == len(fit) + len(calibration) + len(evaluation)
+    assert sorted(np.concatenate(roles).tolist()) == list(range(len(drawn)))
+    assert fit
+    assert calibration
+    assert faulty <= evaluation
+    assert bool(evaluation) == bool(faulty)
+    assert calibration_size is None or len(roles[1]) >= calibration_size
+
+
+@given(st.lists(st.booleans(), min_size=8, max_size=100), st.integers(2, 20), st.integers(0, 1000))
+def test_groups_of_one_split_as_independent_images(anomalous: list[bool], size: int, seed: int) -> None:
+    labels = np.array(anomalous, np.bool_)
+    try:
+        expected = split(labels, size, seed)
+    except ConfigurationError:
+        return
+    for ours, theirs in zip(split(labels, size, seed, np.arange(len(labels))), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

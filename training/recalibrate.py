@@ -1,0 +1,81 @@
+"""A bundle's threshold, fitted anew on other normal images; network, golden images and evaluation set stay.
+
+Import after select_backend().
+"""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from training import export
+from training.data import Normals
+from training.evaluate import Judged, judge_thresholds, labelled, without_history
+from training.report import render_calibration_report
+from training.threshold_settings import ThresholdSettings
+from training.thresholds import choose_method, fit_threshold
+from worker.adapters.keras_scorer import KerasScorer
+from worker.core.bundle import GOLDEN, REPORT, SCORER, Bundle, Calibration, Threshold
+
+
+def calibrate_bundle(
+    bundle: Bundle, scorer: KerasScorer, normals: Normals, settings: ThresholdSettings, output: Path
+) -> tuple[Bundle, tuple[Judged, ...]]:
+    """Score the images, fit the threshold, write the new bundle and switch to it.
+
+    Args:
+        bundle: the old one; it stays as it is.
+        scorer: its scorer.
+        normals: images that its model was not fitted on.
+        settings: of the threshold.
+        output: the folder for bundles.
+
+    Returns:
+        the new bundle, and its thresholds side by side.
+
+    Raises:
+        ConfigurationError: the images do not support the threshold.
+        BundleError: what was written does not verify.
+    """
+    old = bundle.manifest
+    scores, errors = scorer.score_all(normals.images)
+    kept = bundle.calibration
+    calibration = Calibration(
+        scores,
+        errors,
+        kept.evaluation_scores,
+        kept.evaluation_errors,
+        kept.evaluation_labels,
+        normals.groups,
+        kept.evaluation_groups,
+    )
+    wanted = (settings.rate, settings.k, settings.cost_ratio)
+    threshold = fit_threshold(choose_method(settings.method, *wanted, labelled(calibration)), scores, normals.groups)
+    judged = judge_thresholds(calibration, threshold, *wanted)
+    manifest = msgspec.structs.replace(
+        old,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        threshold=Threshold(
+            **msgspec.structs.asdict(threshold), history=[*old.threshold.history, without_history(old.threshold)]
+        ),
+        calibration_quantiles=export.calibration_quantiles(calibration, normals.images),
+        training={
+            **{key: value for key, value in old.training.items() if key != "percentile"},
+            "false_positive_rate": settings.rate,
+            "k": settings.k,
+            "cost_ratio": settings.cost_ratio,
+            "group_by": settings.group_by or ("array groups" if normals.groups is not None else "none"),
+            "calibrated_on": normals.source,
+        },
+        versions=export.versions(old.serving.backend),
+    )
+    page = render_calibration_report(manifest, bundle, calibration, judged)
+
+    def write_files(folder: Path) -> None:
+        for name in (SCORER, GOLDEN):
+            shutil.copyfile(bundle.folder / name, folder / name)
+        export.write_calibration(folder, calibration)
+        (folder / REPORT).write_text(page, encoding="utf-8")
+
+    return export.publish(output, manifest, write_files), judged

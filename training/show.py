@@ -1,0 +1,155 @@
+"""What the subcommands print: thresholds side by side, files, durations, a manifest's facts."""
+# ruff: noqa: PLC0415 - SciPy takes a second, which `inspect` must not wait for
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from worker.core.bundle import CURRENT, REPORT, Manifest
+
+if TYPE_CHECKING:
+    from training.evaluate import Judged
+    from training.quality import Summary
+
+
+def show_skipped(console: Console, skipped: Sequence[str]) -> None:
+    """The files that could not be used."""
+    for line in skipped:
+        console.print(f"skipped {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def show_written(console: Console, folder: Path) -> None:
+    """Where the bundle is."""
+    for what, path in (("bundle", folder), ("report", folder / REPORT), ("link", folder.parent / CURRENT)):
+        console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+def show_thresholds(console: Console, judged: Sequence["Judged"], parts_per_day: float | None = None) -> None:
+    """Thresholds side by side: what is known of their false alarms and, where there are labels, their figures.
+
+    Args:
+        console: where to.
+        judged: the thresholds; one is chosen.
+        parts_per_day: to say false alarms by day as well.
+    """
+    from training.thresholds import alarms_in_words
+    from training.thresholds import in_words as method_in_words
+
+    chosen = next(item for item in judged if item.chosen)
+    names = [method_in_words(item.fit.method, item.fit.parameters) + (" *" if item.chosen else "") for item in judged]
+    known = _table("threshold", "value", "false alarms, 95 %")
+    for name, item in zip(names, judged, strict=True):
+        row = (name, f"{item.fit.value:.6g}", alarms_in_words(item.fit))
+        known.add_row(*row, style="bold" if item.chosen else None)
+    console.print(known)
+    if chosen.evaluation is not None:
+        figures = _table("labelled", "TP", "TN", "FP", "FN", "precision", "recall", "F1")
+        for name, item in zip(names, judged, strict=True):
+            if item.evaluation is not None:
+                found = item.evaluation
+                counts = [*map(str, (found.tp, found.tn, found.fp, found.fn))]
+                ratios = [f"{ratio:.4f}" for ratio in (found.precision, found.recall, found.f1)]
+                figures.add_row(name, *counts, *ratios, style="bold" if item.chosen else None)
+        console.print(figures)
+        if any("labelled" in item.fit.parameters for item in judged):
+            console.print("labelled thresholds are judged on folds that did not choose them", highlight=False)
+    console.print("* in force", highlight=False)
+    fit, name = chosen.fit, method_in_words(chosen.fit.method, chosen.fit.parameters)
+    of = f"{fit.n} images" + (f" of {fit.groups} groups" if fit.groups else "")
+    if fit.interval:
+        low, high = fit.interval
+        said = f"with 95 % confidence {100 * low:.1f} % to {100 * high:.1f} % of normal images raise a false alarm"
+        if parts_per_day is not None:
+            said += f", {low * parts_per_day:.3g} to {high * parts_per_day:.3g} a day"
+    else:
+        said = (
+            f"how many normal images raise a false alarm is not known: {fit.no_interval or 'no interval is stored'}"
+        )
+    console.print(f"{name}, {of}: {said}.", highlight=False, soft_wrap=True)
+    best = chosen.evaluation
+    if best is None:
+        console.print("The data has no anomalies: nothing can be said about how many are found.", soft_wrap=True)
+    elif best.auroc is not None and best.average_precision is not None:
+        console.print(
+            f"AUROC {best.auroc:.4f}, average precision {best.average_precision:.4f}", highlight=False, soft_wrap=True
+        )
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: "45 s", "1 min 20 s", "2 h 5 min"."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def facts_of(manifest: Manifest) -> list[tuple[str, str]]:
+    """What `inspect` shows, by name."""
+    data, threshold, training = manifest.data, manifest.threshold, manifest.training
+    facts = [
+        ("name", manifest.name),
+        ("version", manifest.version),
+        ("digest", manifest.digest),
+        ("created", manifest.created),
+        ("input", " x ".join(map(str, manifest.input_shape)) + (", files resized" if manifest.resize else "")),
+        ("score", f"{manifest.score.name}, pooled by {manifest.score.pooling}"),
+        ("serving", f"{manifest.serving.precision} on {manifest.serving.backend}"),
+        ("threshold", f"{threshold.value:.9g}"),
+        ("threshold method", ", ".join([threshold.method, *(f"{k} {v:g}" for k, v in threshold.parameters.items())])),
+        (
+            "threshold fitted",
+            f"{threshold.fitted} on {threshold.n} images"
+            + (f" of {threshold.groups} groups" if threshold.groups else "")
+            + f", {len(threshold.history)} earlier ones",
+        ),
+    ]
+    if threshold.interval:
+        low, high = threshold.interval
+        facts.append(("false-positive rate", f"{low:.4f} to {high:.4f} (95 %)"))
+    elif threshold.no_interval:
+        facts.append(("false-positive rate", threshold.no_interval))
+    facts += [
+        ("data", f"{data.source}, normal: {data.normal}"),
+        ("images", f"{data.fit} fitted, {data.calibration} calibrated, {data.evaluation} evaluated"),
+        ("encodings", ", ".join(f"{key}: {count}" for key, count in data.codecs.items())),
+        ("sizes", ", ".join(f"{key}: {count}" for key, count in data.sizes.items())),
+        ("fingerprint", data.fingerprint),
+        ("training", ", ".join(f"{key} {value}" for key, value in training.items() if not isinstance(value, list))),
+        ("versions", ", ".join(f"{key} {value}" for key, value in manifest.versions.items())),
+        ("weights SHA-256", manifest.weights_sha256),
+    ]
+    return facts + [(f"{name} SHA-256", value) for name, value in manifest.files.items()]
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
+    """A table of presets and baselines, best first."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for heading in ("mean AUROC", "std", "MFLOP an image", "images/s", "digits", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in sorted(summaries.items(), key=lambda item: -item[1].mean_auroc):
+        table.add_row(
+            name,
+            f"{found.mean_auroc:.4f}",
+            f"{found.std:.4f}",
+            "-" if found.mflop_per_image is None else f"{found.mflop_per_image:.1f}",
+            f"{found.images_per_second:,.0f}",
+            str(len(found.digits)),
+            str(len(found.seeds)),
+        )
+    console.print(table)
