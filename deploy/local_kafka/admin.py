@@ -130,10 +130,25 @@ def wait_ready(addresses: Mapping[int, str], deadline: float) -> None:
     for address in addresses.values():
         with admin_client(address, deadline) as admin:
             _await_brokers(admin, set(addresses), deadline)
-    # Each call makes an internal topic exist and finds its coordinator.  Not send_offsets_to_transaction, in
-    # which kafka-python waits without a bound.
+    while True:
+        try:
+            _use_coordinators(",".join(addresses.values()), deadline)
+        except KafkaError:
+            # To kafka-python a coordinator that is slow to write is the end of a producer; another may succeed.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+def _use_coordinators(bootstrap: str, deadline: float) -> None:
+    """Each call makes an internal topic exist and finds its coordinator.
+
+    Not send_offsets_to_transaction, in which kafka-python waits without a bound.
+    """
     client = {
-        "bootstrap_servers": ",".join(addresses.values()),
+        "bootstrap_servers": bootstrap,
         "bootstrap_timeout_ms": _left_ms(deadline),
         "request_timeout_ms": PROBE_TIMEOUT_MS,
         "reconnect_backoff_max_ms": 1000,
