@@ -7,13 +7,20 @@ from hypothesis import strategies as st
 from training.data import split
 from worker.core.errors import ConfigurationError
 
-images = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 9)), min_size=1, max_size=200)
 
-
-@given(images, st.integers(1, 40) | st.none(), st.integers(0, 1000))
-def test_no_group_is_in_two_roles(drawn: list[tuple[int, int]], calibration_size: int | None, seed: int) -> None:
-    groups = np.array([group for group, _ in drawn], np.int64)
-    anomalous = np.array([fault == 0 and group < 10 for group, fault in drawn], np.bool_)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.01, 0.1]),
+    st.integers(1, 20) | st.none(),
+    st.integers(0, 1000),
+)
+def test_no_group_is_in_two_roles(
+    count: int, names: int, faults: float, calibration_size: int | None, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, names, count)
+    anomalous = rng.random(count) < faults
     faulty = set(groups[anomalous].tolist())
     try:
         roles = split(anomalous, calibration_size, seed, groups)
@@ -21,7 +28,7 @@ def test_no_group_is_in_two_roles(drawn: list[tuple[int, int]], calibration_size
         return
     fit, calibration, evaluation = (set(groups[role].tolist()) for role in roles)
     assert len(fit | calibration | evaluation) == len(fit) + len(calibration) + len(evaluation)
-    assert sorted(np.concatenate(roles).tolist()) == list(range(len(drawn)))
+    assert sorted(np.concatenate(roles).tolist()) == list(range(count))
     assert fit
     assert calibration
     assert faulty <= evaluation

@@ -265,7 +265,7 @@ def test_every_method_has_words() -> None:
     fits = [fit_threshold(method, scores) for method in methods]
     words = [in_words(fit.method, fit.parameters) for fit in fits]
     assert words[:4] == ["percentile 99", "mean + 3 std", "peaks over threshold 1 %", "conformal 1 %"]
-    assert words[4:] == ["best F1 of 400 labelled", "cost of 400 labelled, a miss 10"]
+    assert words[4:] == ["best F1", "a miss costs 10"]
 
 
 def test_quantiles_have_names_and_ascend() -> None:

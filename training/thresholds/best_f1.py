@@ -48,4 +48,5 @@ class BestF1:
 
     @staticmethod
     def in_words(parameters: Mapping[str, float]) -> str:
-        return f"best F1 of {parameters['labelled']:g} labelled"
+        del parameters
+        return "best F1"

@@ -53,4 +53,4 @@ class CostWeighted:
 
     @staticmethod
     def in_words(parameters: Mapping[str, float]) -> str:
-        return f"cost of {parameters['labelled']:g} labelled, a miss {parameters['cost_ratio']:g}"
+        return f"a miss costs {parameters['cost_ratio']:g}"

@@ -25,7 +25,7 @@ from scipy import special
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
 MIN_GROUPS = 20
-"""With fewer, no rule was seen to hold often enough."""
+"""The smallest number for which it was drawn how often an interval holds."""
 
 Groups = NDArray[np.intp]
 
