@@ -48,7 +48,7 @@ def largest_spot(side: int = 5) -> Score:
     """The root of the largest mean over a square of `side` pixels of the squared differences.
 
     The mean over an image does not see a scratch that 40 of its 65,536 pixels show; the largest local mean does
-    (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 129, 2021, section 4: image scores as the maximum of
+    (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 129, 2021: image scores as the maximum of
     the anomaly map).
     """
 

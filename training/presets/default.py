@@ -1,6 +1,6 @@
-"""The best that the tutorial's network can do.
+"""The tutorial's network, fitted and judged otherwise, at no more cost to score an image.
 
-Two things are added to the tutorial. The network is fitted to undo a random distortion of each image, so that its
+Two things are added. The network is fitted to undo a random distortion of each image, so that its
 latent has to say what the image shows and not only how to copy it (training.corruptions). And an image is judged by
 how rare its latent and its reconstruction error are together among normal images, under a mixture of Gaussians
 (training.scores.mixture_density, whose docstring has the formula): an anomaly that is reconstructed well still lies

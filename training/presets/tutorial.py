@@ -3,7 +3,7 @@
 An autoencoder with a narrow middle learns to return normal images; what it cannot return is an anomaly (Hinton &
 Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 313, 2006; the score is the mean
 over the pixels of (x - x')^2, as in Sakurada & Yairi, "Anomaly Detection Using Autoencoders with Nonlinear
-Dimensionality Reduction", MLSDA 2014, equation 2).
+Dimensionality Reduction", MLSDA 2014).
 """
 
 from training.corruptions import unchanged
