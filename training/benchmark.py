@@ -25,8 +25,8 @@ class PresetContender:
 
     @property
     def name(self) -> str:
-        """The preset's."""
-        return self.preset.name
+        """The preset's, with the epochs where they are not its own: such results are of another fit."""
+        return self.preset.name if self.epochs is None else f"{self.preset.name}, {self.epochs} epochs"
 
     def fit(self, images: Images, seed: int) -> Fitted:
         """Fit to normal images, uint8 (n, H, W, C)."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
 """What the manifest names, by --scorer."""
 ENOUGH_STEPS = 1000
+QUICK_DIGITS = ("2", "8")
+FEW_PIXELS = " The score is of the whole image: a fault of few pixels hardly moves it."
 # Below it the report is worth a look before the bundle is.
 DOUBTFUL_AUROC = 0.8
 
@@ -162,8 +164,8 @@ def fit(settings: Fit, console: Console) -> Path:
     if found is not None and found.auroc is not None and found.auroc < DOUBTFUL_AUROC:
         console.print(
             f"This model hardly tells these anomalies from normal images (AUROC {found.auroc:.2f}; 0.5 is chance). "
-            "More images, more --epochs, or a smaller --batch-size may help. The score is the mean over the whole "
-            "image: a fault of few pixels hardly moves it.",
+            "More images, more --epochs, or a smaller --batch-size may help."
+            + (FEW_PIXELS if score.definition.pooling == "mean" else ""),
             style="bold red",
             highlight=False,
             soft_wrap=True,
@@ -301,7 +303,7 @@ def benchmark(settings: Benchmark, console: Console) -> None:
     from training.data import labelled_splits
 
     split = quality.Split(*labelled_splits(settings.data))
-    book = quality.Book(settings.json_file)
+    book = quality.Book(settings.json_file, settings.data)
     from worker.adapters.keras_scorer import prepare_device, select_backend
 
     select_backend("tensorflow")
@@ -309,20 +311,19 @@ def benchmark(settings: Benchmark, console: Console) -> None:
     from training.benchmark import PresetContender
     from training.presets import PRESETS
 
-    digits, seeds, epochs = settings.digits.split(","), settings.seeds, settings.epochs
+    epochs = settings.epochs
+    all_digits = QUICK_DIGITS if settings.quick else np.unique(split.fit_labels).tolist()
+    digits = settings.digits.split(",") if settings.digits else all_digits
     chosen = [PRESETS[name] for name in settings.presets.split(",")]
-    if settings.quick:
-        digits, seeds = ["2", "8"], 1
     contenders: list[quality.Contender] = [
-        PresetContender(preset, epochs or (preset.epochs // 4 if settings.quick else preset.epochs))
-        for preset in chosen
+        PresetContender(preset, epochs or (preset.epochs // 4 if settings.quick else None)) for preset in chosen
     ]
     contenders += quality.BASELINES
     todo = [
         (contender.name, digit, seed)
         for contender in contenders
         for digit in digits
-        for seed in range(seeds)
+        for seed in range(settings.seeds)
         if not book.holds(contender.name, digit, seed)
     ]
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
@@ -337,7 +338,7 @@ def benchmark(settings: Benchmark, console: Console) -> None:
                 soft_wrap=True,
             )
 
-        quality.run(contenders, split, digits, range(seeds), book, told)
+        quality.run(contenders, split, digits, range(settings.seeds), book, told)
     show_summary(console, quality.summarise(book.results))
     console.print(f"results  {escape(str(settings.json_file))}", highlight=False, soft_wrap=True)
 

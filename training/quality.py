@@ -138,22 +138,33 @@ class Split:
 
 
 class Book:
-    """The results so far, in a file that is whole at any time.
+    """The results so far of a source, in a file that is whole at any time.
+
+    Args:
+        path: the file; made where it is missing.
+        data: the source, as the user named it.
 
     Raises:
-        ConfigurationError: the file is there and is none of ours.
+        ConfigurationError: the file is there and is none of ours, or of another source.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: str) -> None:
         self._path = path
+        self._data = data
         self.results: list[Result] = []
         if path.exists():
             try:
-                self.results = msgspec.json.decode(path.read_bytes(), type=_File).results
+                found = msgspec.json.decode(path.read_bytes(), type=_File)
             except (OSError, msgspec.MsgspecError) as error:
                 raise ConfigurationError(
                     f"'{path}' holds no results of this program: {error}. Move it away, or name another file."
                 ) from error
+            if found.data != data:
+                raise ConfigurationError(
+                    f"'{path}' holds results of '{found.data}', and '{data}' was given. Move it away, or name "
+                    "another file."
+                )
+            self.results = found.results
 
     def holds(self, name: str, digit: str, seed: int) -> bool:
         """Whether this was run."""
@@ -162,7 +173,7 @@ class Book:
     def add(self, result: Result) -> None:
         """Keep one more."""
         self.results.append(result)
-        content = msgspec.json.encode(_File(self.results, summarise(self.results)))
+        content = msgspec.json.encode(_File(self._data, self.results, summarise(self.results)))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".new")
         beside.write_bytes(msgspec.json.format(content, indent=2) + b"\n")
@@ -170,6 +181,7 @@ class Book:
 
 
 class _File(msgspec.Struct):
+    data: str
     results: list[Result]
     summary: dict[str, Summary]
 

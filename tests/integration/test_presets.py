@@ -155,7 +155,7 @@ def test_the_benchmark_goes_on_where_it_was(data: Path, tmp_path: Path, capsys: 
     assert main([*arguments, "--digits", "0"]) == ExitCode.STOPPED
     first = json.loads(path.read_bytes())["results"]
     assert [(found["name"], found["digit"]) for found in first] == [
-        (name, "0") for name in ("tutorial", "fast", "pca", "1-nn")
+        (name, "0") for name in ("tutorial, 1 epochs", "fast, 1 epochs", "pca", "1-nn")
     ]
     capsys.readouterr()
     assert main([*arguments, "--digits", "0,1"]) == ExitCode.STOPPED
@@ -164,7 +164,7 @@ def test_the_benchmark_goes_on_where_it_was(data: Path, tmp_path: Path, capsys: 
     assert "digit 0 seed 0" not in printed
     content = json.loads(path.read_bytes())
     assert content["results"][:4] == first
-    assert list(content["summary"]) == ["tutorial", "fast", "pca", "1-nn"]
+    assert list(content["summary"]) == ["tutorial, 1 epochs", "fast, 1 epochs", "pca", "1-nn"]
     assert all(found["digits"] == ["0", "1"] for found in content["summary"].values())
 
 

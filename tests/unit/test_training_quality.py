@@ -42,7 +42,7 @@ def result(name: str, digit: str, seed: int, auroc: float) -> Result:
 
 @pytest.mark.parametrize("contender", BASELINES, ids=lambda contender: contender.name)
 def test_baselines_tell_what_is_easy(contender: object, tmp_path: Path) -> None:
-    book = Book(tmp_path / "quality.json")
+    book = Book(tmp_path / "quality.json", "halves")
     run([contender], split(), ["a", "b"], [0], book)  # type: ignore[list-item]
     assert [found.auroc for found in book.results] == [1.0, 1.0]
     assert [found.fpr_at_95_recall for found in book.results] == [0.0, 0.0]
@@ -59,11 +59,11 @@ def test_figures_are_those_of_the_definition() -> None:
 
 def test_what_the_book_holds_is_not_run_again(tmp_path: Path) -> None:
     contender, path, told = Constant(), tmp_path / "deep" / "quality.json", list[Result]()
-    run([contender], split(), ["a"], [0, 1], Book(path), told.append)
-    run([contender], split(), ["a", "b"], [0, 1], Book(path), told.append)
+    run([contender], split(), ["a"], [0, 1], Book(path, "halves"), told.append)
+    run([contender], split(), ["a", "b"], [0, 1], Book(path, "halves"), told.append)
     assert contender.fits == [0, 1, 0, 1]
     assert [(found.digit, found.seed) for found in told] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert Book(path).results == told
+    assert Book(path, "halves").results == told
     assert [found.auroc for found in told] == [0.5] * 4
 
 
@@ -71,14 +71,23 @@ def test_a_file_of_something_else_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "quality.json"
     path.write_text('{"other": 1}')
     with pytest.raises(ConfigurationError, match="holds no results of this program"):
-        Book(path)
+        Book(path, "halves")
     assert path.read_text() == '{"other": 1}'
+
+
+def test_results_of_another_source_are_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "quality.json"
+    run([Constant()], split(), ["a"], [0], Book(path, "halves"))
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="holds results of 'halves', and 'digits' was given"):
+        Book(path, "digits")
+    assert path.read_bytes() == before
 
 
 def test_an_unknown_label_is_refused_before_anything_is_fitted(tmp_path: Path) -> None:
     contender = Constant()
     with pytest.raises(ConfigurationError, match="'c' was given; the source has the labels a, b"):
-        run([contender], split(), ["a", "c"], [0], Book(tmp_path / "quality.json"))
+        run([contender], split(), ["a", "c"], [0], Book(tmp_path / "quality.json", "halves"))
     assert contender.fits == []
 
 
