@@ -47,6 +47,7 @@ class PresetContender:
             progress=Silence(),
             corrupt=self.preset.corrupt,
         )
-        scorer = KerasScorer(build_scorer(autoencoder, self.preset.score(autoencoder, images, seed)))
+        model = build_scorer(autoencoder, self.preset.score(autoencoder, images, seed))
+        scorer = KerasScorer(model)
         scorer.warm_up()
-        return Fitted(lambda images: scorer.score_all(images)[0], mflop_per_image(autoencoder))
+        return Fitted(lambda images: scorer.score_all(images)[0], mflop_per_image(model))

@@ -35,12 +35,10 @@ def unchanged(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def affine(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Turn, shear, scale and shift each image at random; what comes in from outside is its border, repeated.
 
-    Each image's distortion is between none and the whole of ROTATION, SHEAR, SCALE and SHIFT, so that an undistorted
-    image, which is what will be scored, is one of those that the network has learned to restore.
+    Each of them is uniform between -1 and 1 times ROTATION, SHEAR, SCALE and SHIFT.
     """
     count, height, width, _ = pixels.shape
-    strength = rng.random((count, 1))
-    angle, shear, wide, high, right, down = (rng.uniform(-1, 1, (count, 6)) * strength).T
+    angle, shear, wide, high, right, down = rng.uniform(-1, 1, (count, 6)).T
     angle = np.deg2rad(ROTATION) * angle
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1).reshape(count, 2, 2)
     zero, one = np.zeros(count), np.ones(count)
