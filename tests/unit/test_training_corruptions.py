@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from training import corruptions
-from training.corruptions import affine, unchanged
+from training.corruptions import CORRUPTIONS, affine, erased, quarter_turns, unchanged
 
 
 def blobs(count: int, channels: int = 1) -> NDArray[np.float32]:
@@ -19,16 +19,18 @@ def test_nothing_is_done_where_nothing_is_asked() -> None:
     assert unchanged(images, np.random.default_rng(0)) is images
 
 
-def test_what_is_given_stays_and_the_generator_decides() -> None:
+@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"none"}))
+def test_what_is_given_stays_and_the_generator_decides(name: str) -> None:
+    corrupt = CORRUPTIONS[name]
     images = blobs(5, channels=3)
-    found = affine(images, np.random.default_rng(1))
+    found = corrupt(images, np.random.default_rng(1))
     np.testing.assert_array_equal(images, blobs(5, channels=3))
     assert found.shape == images.shape
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, affine(images, np.random.default_rng(1)))
-    assert np.any(found != affine(images, np.random.default_rng(2)))
-    assert np.any(found[0] != found[1])
-    np.testing.assert_array_equal(found[..., 0], found[..., 2])
+    assert 0 <= found.min() <= found.max() <= 1
+    np.testing.assert_array_equal(found, corrupt(images, np.random.default_rng(1)))
+    assert np.any(found != corrupt(images, np.random.default_rng(2)))
+    assert any(np.any(found[0] != other) for other in found[1:])
 
 
 def test_shifts_go_as_far_as_they_are_said_to() -> None:
@@ -57,3 +59,29 @@ def test_turns_go_as_far_as_they_are_said_to() -> None:
     angles = np.rad2deg(0.5 * np.arctan2(2 * (found * x * y).sum((1, 2)), (found * (x * x - y * y)).sum((1, 2))))
     assert 33 < np.abs(angles).max() < 36
     assert np.abs(np.mean(angles)) < 3
+
+
+def test_quarter_turns_are_all_four_and_of_what_is_not_square_two() -> None:
+    image = np.arange(12, dtype=np.float32).reshape(3, 4, 1) / 12
+    two = quarter_turns(np.stack([image] * 40), np.random.default_rng(5))
+    assert {turned.tobytes() for turned in two} == {image.tobytes(), image[::-1, ::-1].tobytes()}
+    square = image[:, :3]
+    four = quarter_turns(np.stack([square] * 40), np.random.default_rng(6))
+    assert {turned.tobytes() for turned in four} == {np.rot90(square, turns).tobytes() for turns in range(4)}
+
+
+def test_one_rectangle_of_the_stated_size_is_erased() -> None:
+    images = np.full((200, 28, 56, 1), 2.0, np.float32)  # a value that no erased pixel has
+    found = erased(images, np.random.default_rng(7))[..., 0]
+    talls, wides = set(), set()
+    for image in found:
+        rows, columns = np.nonzero(image != 2)
+        tall, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert len(rows) == tall * wide
+        assert len(np.unique(image[rows, columns])) == 1
+        talls.add(int(tall))
+        wides.add(int(wide))
+    assert talls == set(range(4, 13))
+    assert (min(wides), max(wides)) == (8, 24)
+    corners = [np.argwhere(image != 2) for image in found]
+    assert {0, 27} <= {int(rows[edge, 0]) for rows in corners for edge in (0, -1)}
