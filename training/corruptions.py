@@ -68,7 +68,7 @@ def quarter_turns(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """
     count, height, width, _ = pixels.shape
     step = 1 if height == width else 2
-    turns = step * rng.integers(4 // step, size=count)
+    turns = (step * rng.integers(0, 4 // step, count)).astype(int)
     return np.stack([np.rot90(image, int(turn)) for image, turn in zip(pixels, turns, strict=True)])
 
 
