@@ -10,9 +10,10 @@ from prometheus_client import CollectorRegistry
 from tests.property.test_bundle import QUANTILES, THRESHOLD, write_fake_bundle
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
-from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, stream_naming, unix_time
+from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, unix_time
 from worker.core.bundle import read_bundle
 from worker.core.records import Headers, Record
+from worker.core.streams import stream_naming
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
