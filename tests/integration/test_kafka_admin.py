@@ -10,7 +10,7 @@ import trustme
 
 from deploy.local_kafka import KafkaCluster
 from tests.conftest import Broker
-from worker.adapters.kafka_admin import create_topics, inspect, partition_count
+from worker.adapters.kafka_admin import create_topics, inspect, partition_count, topic_limits
 from worker.core.errors import KafkaRefused, KafkaUnreachable
 from worker.settings_kafka import KafkaSettings
 
@@ -52,11 +52,14 @@ def test_everything_wrong_is_in_one_list(kafka: Broker, topics: Topics) -> None:
     source = topics(max_message_bytes=5_000_000)
     output = topics(partitions=2, cleanup_policy="compact")
     letters = topics(partitions=1, max_message_bytes=5_000_000 + (64 << 10) - 1)
-    problems = inspect(options(kafka), (source, output, letters), 4_999_999, 20)
-    assert sorted(problem.kind for problem in problems) == ["configuration"] + 4 * ["refused"]
+    maps = topics(partitions=2, max_message_bytes=1000)
+    problems = inspect(options(kafka), (source, output, letters, maps), 4_999_999, 20)
+    assert sorted(problem.kind for problem in problems) == ["configuration"] + 6 * ["refused"]
     text = "\n".join(problem.message for problem in problems)
     assert f"output topic '{output}' has 2 partitions, input topic '{source}' has 3" in text
     assert f"dead-letter topic '{letters}' has 1 partitions" in text
+    assert f"map topic '{maps}' has 2 partitions" in text
+    assert f"map topic '{maps}' accepts 1000 bytes" in text
     assert "--max-message-bytes is 4999999" in text
     assert "--max-message-bytes 5000000" in text
     assert "max.message.bytes=5065536" in text
@@ -144,9 +147,11 @@ def test_a_wrong_authority_names_the_file(secure_kafka: KafkaCluster, tmp_path: 
 
 def test_missing_topics_are_created_to_fit_the_input(kafka: Broker, topics: Topics) -> None:
     source = topics(partitions=5, max_message_bytes=2_000_000)
-    names = source, f"{source}-verdicts", f"{source}-letters"
+    names = source, f"{source}-verdicts", f"{source}-letters", f"{source}-maps"
     assert create_topics(options(kafka), names, 9, None, 20) == list(names[1:])
-    assert [partition_count(options(kafka), name, 20) for name in names] == [5, 5, 5]
+    assert [partition_count(options(kafka), name, 20) for name in names] == [5] * 4
+    limits = topic_limits(options(kafka), names, 20)
+    assert limits[names[2]] == limits[names[3]] == 2_000_000 + (64 << 10), "a map may be as large as its image"
     assert inspect(options(kafka), names, 2_000_000, 20) == []
     assert create_topics(options(kafka), names, 9, None, 20) == []
 
