@@ -266,7 +266,8 @@ IN_FLIGHT_RECORDS = Metric(
 IN_FLIGHT_BYTES = Metric(
     "in_flight_bytes",
     "gauge",
-    "Their values' size, a map's for each included where maps are published. Near the container's memory: lower the in-flight limits.",
+    "Their values' size, a map's for each included where maps are published. Near the container's memory: lower the "
+    "in-flight limits.",
     unit="bytes",
 )
 REBALANCES = Metric(
