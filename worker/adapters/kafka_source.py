@@ -51,16 +51,29 @@ FETCH_MAX_BYTES = 32 << 20
 PARTITION_FETCH_BYTES = 1 << 20
 
 
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """The client's, which goes on claiming in its joins what the member has lost.
+
+    The member that leads the group then gives it such a partition at once, while its owner still works on it.
+    """
+
+    def forget(self) -> None:
+        """Claim nothing."""
+        self.member_assignment = None
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     """Only records: a blocking consumer call in here is an error of the client's."""
 
-    def __init__(self) -> None:
+    def __init__(self, assignor: _Assignor) -> None:
         self.revoked: set[TopicPartition] = set()
+        self._assignor = assignor
 
     def on_partitions_revoked(self, revoked: Collection[ClientPartition]) -> None:
         self.revoked.update(TopicPartition(*partition) for partition in revoked)
 
     def on_partitions_lost(self, lost: Collection[ClientPartition]) -> None:
+        self._assignor.forget()
         self.on_partitions_revoked(lost)
 
     def on_partitions_assigned(self, assigned: Collection[ClientPartition]) -> None:
@@ -92,6 +105,7 @@ class KafkaSource:
         max_message_bytes: int,
         start_timeout_s: float = 0.0,
     ) -> None:
+        assignor = _Assignor()
         settings = {
             "group_id": group_id,
             "group_instance_id": group_instance_id,
@@ -99,7 +113,7 @@ class KafkaSource:
             "auto_offset_reset": "earliest",
             "isolation_level": "read_committed",
             "allow_auto_create_topics": False,
-            "partition_assignment_strategy": (CooperativeStickyAssignor,),
+            "partition_assignment_strategy": (assignor,),
             "session_timeout_ms": SESSION_TIMEOUT_MS,
             "heartbeat_interval_ms": HEARTBEAT_INTERVAL_MS,
             "max_poll_interval_ms": MAX_POLL_INTERVAL_MS,
@@ -118,7 +132,8 @@ class KafkaSource:
                 log.debug("no consumer yet: %r", error)
             time.sleep(CONNECT_PAUSE_S)
         self._topic = topic
-        self._listener = _Listener()
+        self._listener = _Listener(assignor)
+        self._group: object = None  # as of the assignment that we have
         self._consumer.subscribe([topic], listener=self._listener)
         self._paused = False
         self._settled = False  # whether the group has given us its answer once
@@ -152,7 +167,7 @@ class KafkaSource:
         if not fetched and self._is_gone():
             raise DeliveryFailed("refused", f"Kafka does not let us read '{self._topic}': it is gone")
         # Before the revocations: a generation that came after them may not vouch for what they took.
-        group = self._consumer.group_metadata()
+        group = self._group_of_assignment()
         revoked = frozenset(self._listener.revoked)
         self._listener.revoked.difference_update(revoked)
         for partition in revoked:
@@ -258,6 +273,18 @@ class KafkaSource:
             if "last-heartbeat-seconds-ago" in group:
                 return float(group["last-heartbeat-seconds-ago"])
         return None
+
+    def _group_of_assignment(self) -> object:
+        """The group's metadata as of the generation that assigned our partitions.
+
+        Of a join under way the client has the generation already while it still has the partitions of the one before.
+        Positions under the new generation would be accepted for a partition that is another member's by now, and both
+        would answer its records; under the old one Kafka refuses them.
+        """
+        group = self._consumer.group_metadata()
+        if group.state == MemberState.STABLE:
+            self._group = group
+        return self._group
 
     def _finish_join(self) -> None:
         """Have a join that is under way completed.
