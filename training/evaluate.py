@@ -199,8 +199,11 @@ def rare_in(calibration: Calibration, judged: Sequence[Judged], prevalence: floa
 
 def weights(labels: NDArray[np.bool_], prevalence: float) -> NDArray[np.float64]:
     """What each image counts, float64 (m,), for anomalies to be that share of all."""
-    anomalies = labels.sum()
-    return np.where(labels, prevalence / anomalies, (1 - prevalence) / (len(labels) - anomalies)).astype(np.float64)
+    anomalies = int(labels.sum())
+    counted: NDArray[np.float64] = np.where(
+        labels, prevalence / anomalies, (1 - prevalence) / (len(labels) - anomalies)
+    )
+    return counted
 
 
 def labelled(calibration: Calibration) -> Labelled:

@@ -127,7 +127,7 @@ def test_nothing_judged_is_no_account() -> None:
 
 def figures(**numbers: int) -> Evaluation:
     counts = {"tp": 10, "tn": 20, "fp": 3, "fn": 4} | numbers
-    none = evaluate(np.float32([0]), np.array([False]), THRESHOLD)
+    none = evaluate(np.zeros(1, np.float32), np.array([False]), THRESHOLD)
     return msgspec.structs.replace(none, **counts)
 
 
