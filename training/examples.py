@@ -93,9 +93,12 @@ def gallery(dataset: Dataset, calibration: Calibration, threshold: float, recons
     else:
         images, names, kinds, scores = dataset.calibration, dataset.calibration_names, (), calibration.scores
         everything = np.ones(len(scores), np.bool_)
+        strangest = _worst(everything, -scores)
+        others = everything.copy()
+        others[strangest] = False
         choices = [
-            _Choice("Calibration images with the highest scores", "calibration image", _worst(everything, -scores)),
-            _Choice("Other calibration images", "calibration image", _spread(everything, typical)),
+            _Choice("Calibration images with the highest scores", "calibration image", strangest),
+            _Choice("Other calibration images", "calibration image", _spread(others, typical)),
         ]
     choices = [choice for choice in choices if len(choice.indices)]
     shown = np.concatenate([choice.indices for choice in choices])

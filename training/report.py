@@ -118,6 +118,11 @@ def render_calibration_report(
     )
 
 
+def _unbroken(text: str) -> str:
+    """With each % on the line of its number."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def _listed(counts: Mapping[str, int]) -> str:
     """Counts by name in a line, the largest first."""
     named = [f"{name}: {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1])]
@@ -134,14 +139,14 @@ def _template(name: str) -> jinja2.Template:
     )
     environment.filters.update(
         in_words=lambda fit: in_words(fit.method, fit.parameters),
-        alarms_in_words=alarms_in_words,
+        alarms_in_words=lambda fit: _unbroken(alarms_in_words(fit)),
         duration=duration_in_words,
         thousands="{:,}".format,
         listed=_listed,
         exactly=lambda share: f"{100 * share:g} %",
         ratio=words.ratio,
-        percent=words.percent,
-        interval=words.interval,
-        at_least=words.at_least,
+        percent=lambda share: _unbroken(words.percent(share)),
+        interval=lambda limits: _unbroken(words.interval(limits)),
+        at_least=lambda limit: _unbroken(words.at_least(limit)),
     )
     return environment.get_template(name)
