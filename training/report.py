@@ -141,6 +141,7 @@ def _template(name: str) -> jinja2.Template:
         in_words=lambda fit: in_words(fit.method, fit.parameters),
         alarms_in_words=lambda fit: _unbroken(alarms_in_words(fit)),
         duration=duration_in_words,
+        when=lambda text: text.replace("T", " ").replace("+00:00", " UTC"),
         thousands="{:,}".format,
         listed=_listed,
         exactly=lambda share: f"{100 * share:g} %",

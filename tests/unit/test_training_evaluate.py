@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from training.evaluate import at_prevalence, evaluate, judge_thresholds, rare_in, weights
 from training.thresholds import BestF1, Percentile, fit_threshold
-from training.thresholds.interval import rate_interval
+from training.thresholds.interval import clopper_pearson, rate_interval
 from training.thresholds.labelled import Labelled
 from worker.core.bundle import Calibration
 
@@ -77,8 +77,8 @@ def test_a_threshold_that_labels_chose_has_cross_fitted_kinds_and_intervals() ->
     found = chosen.evaluation
     assert found is not None
     assert sum(kind.found for kind in found.kinds) == found.tp != int((scores[labels] > np.float32(fit.value)).sum())
-    assert found.recall_interval is not None
-    assert found.recall_interval[0] < found.recall < found.recall_interval[1]
+    assert found.recall_interval == clopper_pearson(found.tp, 30)
+    assert found.false_positive_interval == clopper_pearson(found.fp, 30)
 
 
 def test_where_anomalies_are_rare_an_alarm_is_worth_less() -> None:
