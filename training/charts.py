@@ -26,8 +26,8 @@ MARK = "#222222"
 BINS = 60
 FLOOR = 1e-12
 """Scores below it, such as the error of a black image, cannot be drawn on a logarithmic axis."""
-POINTS = 400
-"""Of a curve: more than its picture has pixels would only make the file larger."""
+MARKED = 60
+"""Points of a curve up to which each has a mark. Of longer ones matplotlib leaves out what makes no difference."""
 # 4.4 inches are 422 CSS pixels: on a phone the text shrinks to four fifths and stays readable.
 SIZE = (4.4, 3.2)
 STYLE: dict[Any, Any] = {
@@ -76,10 +76,9 @@ def roc(scores: NDArray[np.float32], labels: NDArray[np.bool_], judged: Sequence
     with mpl.rc_context(STYLE):
         figure, axes = _figure()
         rates, found, _ = metrics.roc_curve(labels, scores)
-        kept = _thinned(len(rates))
         # A good curve hugs the corner; a logarithmic axis shows the false-positive rates that matter.
         floor = 0.5 / max(1, int((~labels).sum()))
-        axes.plot(np.maximum(rates, floor)[kept], found[kept], color=NORMAL, linewidth=1.8, drawstyle="steps-post")
+        axes.plot(np.maximum(rates, floor), found, color=NORMAL, linewidth=1.8, drawstyle="steps-post")
         marks = {True: ("o", ANOMALY, "the threshold in force"), False: ("s", "#888888", "other thresholds")}
         for chosen, (marker, colour, label) in marks.items():
             works = [item.evaluation for item in judged if item.chosen is chosen and item.evaluation is not None]
@@ -118,9 +117,8 @@ def precision_recall(
             precisions, recalls, _ = metrics.precision_recall_curve(
                 labels, scores, sample_weight=weights(labels, share), drop_intermediate=True
             )
-            kept = len(recalls) - 1 - _thinned(len(recalls))  # it begins at recall 1
             label = f"{percent(share)} anomalies, as evaluated" if share == mixed else f"{100 * share:g} % anomalies"
-            axes.plot(recalls[kept], precisions[kept], color=colour, linestyle=line, linewidth=1.8, label=label)
+            axes.plot(recalls, precisions, color=colour, linestyle=line, linewidth=1.8, label=label)
             if precision is not None:
                 axes.plot([evaluation.recall], [precision], "o", markersize=7, color=colour)
         if rare.precision is not None and rare.at_least is not None:
@@ -136,15 +134,12 @@ def loss_curve(loss: Sequence[float], validation_loss: Sequence[float]) -> bytes
     with mpl.rc_context(STYLE):
         figure, axes = _figure()
         epochs = np.arange(1, len(loss) + 1)
-        kept = np.unique(np.linspace(0, len(loss) - 1, POINTS).astype(np.intp))
-        size = 3 if len(loss) <= 60 else 0
+        size = 3 if len(loss) <= MARKED else 0
         for values, colour, marker, name in (
             (loss, NORMAL, "o", "fit"),
             (validation_loss, ANOMALY, "s", "calibration images"),
         ):
-            axes.plot(
-                epochs[kept], np.asarray(values)[kept], color=colour, marker=marker, markersize=size, label=name
-            )
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=size, label=name)
         axes.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain_numbers(axes.yaxis)
@@ -155,14 +150,6 @@ def loss_curve(loss: Sequence[float], validation_loss: Sequence[float]) -> bytes
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     return figure, figure.add_subplot()
-
-
-def _thinned(count: int) -> NDArray[np.intp]:
-    """At most so many of a curve's points, more of them at its beginning, where few images decide."""
-    last = count - 1
-    return np.unique(
-        np.concatenate([np.linspace(0, last, POINTS), np.geomspace(1, count, POINTS) - 1]).astype(np.intp)
-    )
 
 
 def _legend_above(figure: Figure, columns: int) -> None:

@@ -103,7 +103,7 @@ def test_what_precision_is_at_least_holds_as_often_as_it_says() -> None:
     recall, rate, prevalence = 0.8, 0.02, 0.01
     true = prevalence * recall / (prevalence * recall + (1 - prevalence) * rate)
     held = []
-    for found, alarms in zip(rng.binomial(100, recall, 60), rng.binomial(300, rate, 60), strict=True):
+    for found, alarms in zip(rng.binomial(100, recall, 40), rng.binomial(300, rate, 40), strict=True):
         counted = images(found, 100 - found, alarms, 300 - alarms)
         stated = at_prevalence(*counted, evaluate(*counted, 0.5), prevalence)
         assert stated is not None
