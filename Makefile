@@ -88,6 +88,10 @@ choice: install  ## what the default preset was chosen by: normal images and ano
 interval-coverage: install  ## how often the stated intervals of false-positive rates hold; half an hour (DRAWS=2000)
 	$(BIN)/python -m tests.bench.intervals $(if $(DRAWS),--draws $(DRAWS))
 
+.PHONY: report-check
+report-check: install  ## the last fit's report in Chromium, 1280 and 400 pixels wide: nothing may stick out (REPORT=path)
+	$(BIN)/python -m tests.browser $(REPORT)
+
 .PHONY: soak
 soak: install  ## one worker under a steady load for an hour: nothing may grow (MINUTES=60 RATE=2000 CLIENT=confluent)
 	$(BIN)/python -m tests.bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE)) $(if $(CLIENT),--client $(CLIENT))

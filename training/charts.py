@@ -1,4 +1,4 @@
-"""The report's pictures, each as the bytes of one SVG or PNG; the same numbers give the same bytes.
+"""The report's pictures, each as the bytes of one SVG; the same numbers give the same bytes.
 
 Rules: no display, and matplotlib's global settings are left as they were; colours that colour-blind people
 tell apart (Okabe & Ito 2008), each doubled by a label.
@@ -11,21 +11,25 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from training.evaluate import Evaluation, Judged
+from training.evaluate import AtPrevalence, Evaluation, Judged, weights
+from training.words import percent
 
 NORMAL = "#0072B2"
 ANOMALY = "#D55E00"
 MARK = "#222222"
 BINS = 60
 FLOOR = 1e-12
-"""Errors below it, such as that of a black image, cannot be drawn on a logarithmic axis."""
-# 5 inches are 480 CSS pixels: on a phone the text shrinks to three quarters and stays readable.
-SIZE = (5.0, 3.4)
+"""Scores below it, such as the error of a black image, cannot be drawn on a logarithmic axis."""
+MARKED = 60
+"""Points of a curve up to which each has a mark. Of longer ones matplotlib leaves out what makes no difference."""
+# 4.4 inches are 422 CSS pixels: on a phone the text shrinks to four fifths and stays readable.
+SIZE = (4.4, 3.2)
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -39,31 +43,32 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def histogram(normal: NDArray[np.float32], anomalous: NDArray[np.float32], threshold: float, kind: str) -> bytes:
-    """Overlaid histograms of reconstruction errors with the threshold.
+def histogram(normal: NDArray[np.float32], anomalous: NDArray[np.float32], threshold: float) -> bytes:
+    """Overlaid histograms of scores with the threshold, as SVG.
 
     Args:
-        normal: errors of normal images, float32 (n,), at least one.
-        anomalous: errors of anomalies, float32 (m,); m may be 0.
+        normal: scores of normal images, float32 (n,), at least one.
+        anomalous: scores of anomalies, float32 (m,); m may be 0.
         threshold: drawn as a line.
-        kind: `svg` or `png`.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _figure()
-        # Normal errors lie close together and anomalous ones far apart: only a logarithmic axis shows both.
+        # Normal scores lie close together and anomalous ones far apart: only a logarithmic axis shows both.
         everything = np.maximum(np.concatenate([normal, anomalous, [threshold]]).astype(np.float64), FLOOR)
-        edges = np.geomspace(everything.min() * 0.99, everything.max() * 1.01, BINS + 1)
-        for errors, colour, name in ((normal, NORMAL, "normal"), (anomalous, ANOMALY, "anomalous")):
-            if len(errors):
-                shares = np.full(len(errors), 100 / len(errors))
-                label = f"{name} ({len(errors):,})"
-                values = np.maximum(errors, FLOOR)
+        # A single score near 0 would take most of that axis: it is drawn at its end.
+        lowest = max(everything.min(), np.quantile(everything, 0.01) / 10)
+        edges = np.geomspace(lowest * 0.99, everything.max() * 1.01, BINS + 1)
+        for scores, colour, name in ((normal, NORMAL, "normal"), (anomalous, ANOMALY, "anomalous")):
+            if len(scores):
+                shares = np.full(len(scores), 100 / len(scores))
+                label = f"{name} ({len(scores):,})"
+                values = np.maximum(scores, lowest)
                 axes.hist(values, edges.tolist(), weights=shares, color=colour, alpha=0.6, label=label)
-        axes.axvline(threshold, color=MARK, linestyle="--", linewidth=1.4, label=f"threshold {threshold:.5f}")
-        axes.set(xlabel="reconstruction error, logarithmic", ylabel="share of images of its kind, %", xscale="log")
-        # Outside the axes: inside, it would lie on the threshold or on bars.
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8.5, columnspacing=1.0, handlelength=1.6)
-        return _render(figure, kind)
+        axes.axvline(threshold, color=MARK, linestyle="--", linewidth=1.4, label=f"threshold {threshold:.4g}")
+        axes.set(xlabel="score, logarithmic", ylabel="% of the images of a kind", xscale="log")
+        _plain_numbers(axes.xaxis)
+        _legend_above(figure, 3)
+        return _render(figure)
 
 
 def roc(scores: NDArray[np.float32], labels: NDArray[np.bool_], judged: Sequence[Judged]) -> bytes:
@@ -74,15 +79,54 @@ def roc(scores: NDArray[np.float32], labels: NDArray[np.bool_], judged: Sequence
         # A good curve hugs the corner; a logarithmic axis shows the false-positive rates that matter.
         floor = 0.5 / max(1, int((~labels).sum()))
         axes.plot(np.maximum(rates, floor), found, color=NORMAL, linewidth=1.8, drawstyle="steps-post")
-        for item in judged:
-            if item.evaluation is not None:
-                _operating_point(axes, item, item.evaluation, floor)
-        # From what is found without any false alarm: the rest of the axis would be empty.
-        lowest = max(0.0, float(found[rates == 0].max()) - 0.05)
+        marks = {True: ("o", ANOMALY, "the threshold in force"), False: ("s", "#888888", "other thresholds")}
+        for chosen, (marker, colour, label) in marks.items():
+            works = [item.evaluation for item in judged if item.chosen is chosen and item.evaluation is not None]
+            alarms = [max(found.fp / (found.fp + found.tn), floor) for found in works]
+            recalls = [found.recall for found in works]
+            order = 5 if chosen else 4
+            axes.plot(alarms, recalls, marker, markersize=7, color=colour, label=label, zorder=order, clip_on=False)
+        # From what is found without any false alarm, or by a threshold: the rest of the axis would be empty.
+        points = [item.evaluation.recall for item in judged if item.evaluation is not None]
+        lowest = max(0.0, min(float(found[rates == 0].max()), *points) - 0.05)
         axes.set(xscale="log", xlim=(floor, 1), ylim=(lowest, 1 + (1 - lowest) / 20))
-        axes.set(xlabel="false-positive rate (leftmost: none)", ylabel="recall")
-        axes.legend(loc="lower right", fontsize=8)
-        return _render(figure, "svg")
+        axes.set(xlabel="false-positive rate, logarithmic (leftmost: none)", ylabel="recall")
+        _plain_numbers(axes.xaxis)
+        _legend_above(figure, 2)
+        return _render(figure)
+
+
+def precision_recall(
+    scores: NDArray[np.float32], labels: NDArray[np.bool_], evaluation: Evaluation, rare: AtPrevalence
+) -> bytes:
+    """Precision over recall as SVG, as the evaluation set is mixed and where anomalies are rare.
+
+    Args:
+        scores: float32 (m,).
+        labels: bool (m,), True = anomaly; both classes must be there.
+        evaluation: of the threshold in force: its points are marked.
+        rare: its precision where anomalies are rare; a line leads down to what it is at least.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure()
+        mixed = float(labels.mean())
+        for share, colour, precision, line in (
+            (mixed, NORMAL, evaluation.precision, "--"),
+            (rare.prevalence, ANOMALY, rare.precision, "-"),
+        ):
+            precisions, recalls, _ = metrics.precision_recall_curve(
+                labels, scores, sample_weight=weights(labels, share), drop_intermediate=True
+            )
+            label = f"{percent(share)} anomalies, as evaluated" if share == mixed else f"{100 * share:g} % anomalies"
+            axes.plot(recalls, precisions, color=colour, linestyle=line, linewidth=1.8, label=label)
+            if precision is not None:
+                axes.plot([evaluation.recall], [precision], "o", markersize=7, color=colour)
+        if rare.precision is not None and rare.at_least is not None:
+            axes.vlines([evaluation.recall], [rare.at_least], [rare.precision], color=ANOMALY, linewidth=1.4)
+            axes.plot([evaluation.recall], [rare.at_least], "_", markersize=10, color=ANOMALY)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.03), ylim=(0, 1.05))
+        _legend_above(figure, 2)
+        return _render(figure)
 
 
 def loss_curve(loss: Sequence[float], validation_loss: Sequence[float]) -> bytes:
@@ -90,33 +134,17 @@ def loss_curve(loss: Sequence[float], validation_loss: Sequence[float]) -> bytes
     with mpl.rc_context(STYLE):
         figure, axes = _figure()
         epochs = np.arange(1, len(loss) + 1)
-        axes.plot(epochs, loss, color=NORMAL, marker="o", markersize=3, label="fit")
-        axes.plot(epochs, validation_loss, color=ANOMALY, marker="s", markersize=3, label="calibration images")
+        size = 3 if len(loss) <= MARKED else 0
+        for values, colour, marker, name in (
+            (loss, NORMAL, "o", "fit"),
+            (validation_loss, ANOMALY, "s", "calibration images"),
+        ):
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=size, label=name)
         axes.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-        return _render(figure, "svg")
-
-
-def error_map(error: NDArray[np.float32], top: float) -> NDArray[np.uint8]:
-    """Squared errors (H, W) as colours uint8 (H, W, 3), from black at 0 to bright at `top` and above."""
-    colours = mpl.colormaps["inferno"](np.clip(error / max(top, 1e-12), 0, 1), bytes=True)
-    return np.ascontiguousarray(np.asarray(colours)[..., :3])
-
-
-def _operating_point(axes: Axes, item: Judged, evaluation: Evaluation, floor: float) -> None:
-    rate = evaluation.fp / max(1, evaluation.fp + evaluation.tn)
-    chosen = item.chosen
-    name = "in force" if chosen else item.fit.method.replace("_", " ")
-    axes.plot(
-        [max(rate, floor)],
-        [evaluation.recall],
-        linestyle="none",
-        marker="o" if chosen else "s",
-        markersize=8,
-        color=ANOMALY if chosen else "#888888",
-        label=f"{name}: {evaluation.fp} false alarms, recall {evaluation.recall:.3f}",
-    )
+        _plain_numbers(axes.yaxis)
+        _legend_above(figure, 2)
+        return _render(figure)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -124,7 +152,21 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _render(figure: Figure, kind: str) -> bytes:
+def _legend_above(figure: Figure, columns: int) -> None:
+    """Outside the axes: inside, it would lie on what is drawn."""
+    figure.legend(loc="outside upper left", ncols=columns, fontsize=9, columnspacing=1.0, handlelength=1.6)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """A logarithmic axis with 0.05 instead of powers of ten."""
+    low, high = axis.get_view_interval()
+    steps = (1, 2, 5) if high / low < 50 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps) if high / low > 5 else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _render(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -21,12 +21,13 @@ from rich.table import Table
 
 from training.settings import Calibrate, Evaluate, Fit, Inspect
 from training.show import facts_of, in_words, show_skipped, show_thresholds, show_written
+from training.threshold_settings import DEFAULT_PREVALENCE
 from worker.core.bundle import CURRENT, Bundle, read_bundle
 from worker.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from training.data import Dataset
-    from training.evaluate import Judged
+    from training.evaluate import AtPrevalence, Judged
 
 BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
 """What the manifest names, by --scorer."""
@@ -69,11 +70,12 @@ def fit(settings: Fit, console: Console) -> Path:
     import keras
 
     from training import export, model, report
-    from training.evaluate import judge_thresholds, labelled
+    from training.evaluate import judge_thresholds, labelled, rare_in
     from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
     from training.presets import PRESETS
     from training.progress import show_progress
     from training.thresholds import choose_method, fit_threshold
+    from worker.adapters.keras_scorer import weights_sha256
 
     preset = PRESETS[settings.preset]
     keras.utils.set_random_seed(settings.seed)
@@ -111,7 +113,7 @@ def fit(settings: Fit, console: Console) -> Path:
     wanted = (settings.rate, settings.k, settings.cost_ratio)
     method = choose_method(settings.method, *wanted, labelled(calibration))
     threshold = fit_threshold(method, calibration.scores, calibration.groups)
-    judged = judge_thresholds(calibration, threshold, *wanted)
+    judged = judge_thresholds(calibration, threshold, *wanted, kinds=dataset.evaluation_kinds)
     training: dict[str, Any] = {
         "preset": preset.name,
         "optimizer": "adam",
@@ -124,9 +126,11 @@ def fit(settings: Fit, console: Console) -> Path:
         "false_positive_rate": settings.rate,
         "k": settings.k,
         "cost_ratio": settings.cost_ratio,
+        "prevalence": settings.prevalence,
         "group_by": settings.group_by or ("array groups" if dataset.calibration_groups is not None else "none"),
         "parameters": autoencoder.count_params(),
         "device": " ".join(scorer.device),
+        "machine": export.machine(),
         "fit_seconds": round(history.seconds, 1),
         "serving": f"{scorer.serving.precision} on {backend}",
         "serving_because": choice.why,
@@ -138,9 +142,12 @@ def fit(settings: Fit, console: Console) -> Path:
         dataset=dataset,
         calibration=calibration,
         judged=judged,
+        prevalence=settings.prevalence,
         history=history,
+        score=score.definition,
         training=training,
         versions=export.versions(backend),
+        weights_sha256=weights_sha256(scorer_model),
         reconstruct=scorer.reconstruct,
     )
     bundle = export.write_bundle(
@@ -157,7 +164,7 @@ def fit(settings: Fit, console: Console) -> Path:
         report=page,
     )
     folder = settings.output / bundle.folder.name
-    show_thresholds(console, judged, settings.parts_per_day)
+    show_thresholds(console, judged, settings.parts_per_day, rare_in(calibration, judged, settings.prevalence))
     found = next(item.evaluation for item in judged if item.chosen)
     if found is not None and found.auroc is not None and found.auroc < DOUBTFUL_AUROC:
         console.print(
@@ -212,7 +219,9 @@ def calibrate(settings: Calibrate, console: Console) -> Path:
 
     made, judged = calibrate_bundle(bundle, scorer, normals, settings, output)
     folder = output / made.folder.name
-    show_thresholds(console, judged, settings.parts_per_day)
+    from training.evaluate import rare_in
+
+    show_thresholds(console, judged, settings.parts_per_day, rare_in(made.calibration, judged, settings.prevalence))
     old = bundle.manifest.threshold.value
     console.print(
         f"threshold {made.manifest.threshold.value:.6g}, before {old:.6g}; of these {len(normals.images):,} images "
@@ -260,15 +269,17 @@ def evaluate(settings: Evaluate, console: Console) -> None:
     select_backend(bundle.manifest.serving.backend)
     prepare_device()
     KerasScorer.load(bundle)  # scores the golden images
-    from training.evaluate import judge_bundle
+    from training.evaluate import judge_bundle, rare_in
 
     judged = judge_bundle(bundle.manifest, bundle.calibration)
+    prevalence = settings.prevalence or float(bundle.manifest.training.get("prevalence", DEFAULT_PREVALENCE))
+    rare = rare_in(bundle.calibration, judged, prevalence)
     console.print(
         f"{bundle.manifest.folder_name}: all files verified, golden images score as they did.", soft_wrap=True
     )
-    show_thresholds(console, judged)
+    show_thresholds(console, judged, rare=rare)
     if settings.json_file is not None:
-        text = json.dumps(numbers(bundle, judged), indent=2, allow_nan=False)
+        text = json.dumps(numbers(bundle, judged, rare), indent=2, allow_nan=False)
         try:
             settings.json_file.parent.mkdir(parents=True, exist_ok=True)
             settings.json_file.write_text(text + "\n", encoding="utf-8")
@@ -291,8 +302,10 @@ def inspect(settings: Inspect, console: Console) -> None:
     console.print(table)
 
 
-def numbers(bundle: Bundle, judged: Sequence["Judged"]) -> dict[str, Any]:
-    """The evaluation as JSON values: the bundle, and for each threshold its fit, `chosen` and its figures."""
+def numbers(bundle: Bundle, judged: Sequence["Judged"], rare: "AtPrevalence | None") -> dict[str, Any]:
+    """The evaluation as JSON values: the bundle, for each threshold its fit, `chosen` and its figures, and what the
+    one in force is worth `at_prevalence`.
+    """
     return {
         "name": bundle.manifest.name,
         "version": bundle.manifest.version,
@@ -300,6 +313,7 @@ def numbers(bundle: Bundle, judged: Sequence["Judged"]) -> dict[str, Any]:
         "calibration": len(bundle.calibration.scores),
         "evaluation": len(bundle.calibration.evaluation_scores),
         "thresholds": [msgspec.to_builtins(item) for item in judged],
+        "at_prevalence": msgspec.to_builtins(rare),
     }
 
 

@@ -51,6 +51,8 @@ class Dataset:
         codecs, sizes: of the fit and calibration images, as TrainingData has them.
         skipped: unreadable files, each with its reason.
         calibration_groups, evaluation_groups: int64 (n,) and (m,); None: images are independent.
+        calibration_names, evaluation_names: what a person finds an image by, of each; empty: not known.
+        evaluation_kinds: sub-folder or label of each evaluation image; empty: not known.
     """
 
     source: str
@@ -66,6 +68,9 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     calibration_groups: Numbers | None = None
     evaluation_groups: Numbers | None = None
+    calibration_names: tuple[str, ...] = ()
+    evaluation_names: tuple[str, ...] = ()
+    evaluation_kinds: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -133,15 +138,23 @@ def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int
         if fit_images.shape[1:] != test_images.shape[1:]:
             raise ConfigurationError(f"data: '{path}' has images of two sizes in x_train and x_test.")
         chosen = _normal_label(normal, fit_labels, source)
-        parts = _protocol(fit_images[fit_labels == chosen], test_images, test_labels != chosen, calibration_size)
+        calibration, evaluation = _protocol(test_labels != chosen, calibration_size)
+        parts = (
+            fit_images[fit_labels == chosen],
+            test_images[calibration],
+            test_images[evaluation],
+            test_labels[evaluation] != chosen,
+        )
         description, name = f"label {chosen}", f"{stem}-{chosen}"
+        array, kinds = "x_test", test_labels
     elif "images" in arrays:
         images = _images(arrays["images"], "images")
         anomalous, description, name = np.zeros(len(images), np.bool_), "all", stem
+        array, kinds = "images", np.full(len(images), "all")
         if "labels" in arrays:
-            labels = _labels(arrays, "images", "labels")
-            chosen = _normal_label(normal, labels, source)
-            anomalous, description, name = labels != chosen, f"label {chosen}", f"{stem}-{chosen}"
+            kinds = _labels(arrays, "images", "labels")
+            chosen = _normal_label(normal, kinds, source)
+            anomalous, description, name = kinds != chosen, f"label {chosen}", f"{stem}-{chosen}"
         numbers = _group_numbers(arrays)
         fit, calibration, evaluation = split(anomalous, calibration_size, seed, numbers)
         parts = images[fit], images[calibration], images[evaluation], anomalous[evaluation]
@@ -162,6 +175,9 @@ def _load_npz(path: Path, source: str, normal: str | None, calibration_size: int
         sizes={f"{height}x{width}x{depth}": count},
         calibration_groups=groups[0],
         evaluation_groups=groups[1],
+        calibration_names=tuple(f"{array}[{index}]" for index in calibration),
+        evaluation_names=tuple(f"{array}[{index}]" for index in evaluation),
+        evaluation_kinds=tuple(kinds[evaluation].tolist()),
     )
 
 
@@ -199,6 +215,7 @@ def _load_folder(
     numbers = number_groups(group_files(group_by, path, pictures.files)) if group_by else None
     fit, calibration, evaluation = split(pictures.anomalous, calibration_size, seed, numbers)
     origins = [pictures.origins[index] for index in (*fit, *calibration)]
+    files = [file.relative_to(path) for file in pictures.files]
     return Dataset(
         str(path),
         pictures.normal,
@@ -213,6 +230,9 @@ def _load_folder(
         skipped=pictures.skipped,
         calibration_groups=_of(numbers, calibration),
         evaluation_groups=_of(numbers, evaluation),
+        calibration_names=tuple(files[index].as_posix() for index in calibration),
+        evaluation_names=tuple(files[index].as_posix() for index in evaluation),
+        evaluation_kinds=tuple(files[index].parent.as_posix() for index in evaluation),
     )
 
 
@@ -278,9 +298,9 @@ def load_normals(
 
 
 def _protocol(
-    fit: Images, test: Images, anomalous: NDArray[np.bool_], calibration_size: int | None
-) -> tuple[Images, Images, Images, NDArray[np.bool_]]:
-    """The tutorial's roles: fit, calibration, evaluation images and the evaluation's labels."""
+    anomalous: NDArray[np.bool_], calibration_size: int | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The tutorial's roles: indices of the test split, bool (n,), that calibrate and that evaluate."""
     normals = np.flatnonzero(~anomalous)
     if calibration_size is None:
         calibration_size = CALIBRATION_SIZE
@@ -289,12 +309,11 @@ def _protocol(
             f"calibration_size (--calibration-size): {calibration_size} is wanted; the test split has {len(normals)} "
             "normal images."
         )
-    held_out = normals[:calibration_size]
-    rest = np.ones(len(test), np.bool_)
-    rest[held_out] = False
+    rest = np.ones(len(anomalous), np.bool_)
+    rest[normals[:calibration_size]] = False
     if len(normals) == calibration_size:
         rest[:] = False  # anomalies without normal images tell nothing about false positives
-    return fit, test[held_out], test[rest], anomalous[rest]
+    return normals[:calibration_size], np.flatnonzero(rest)
 
 
 def split(

@@ -96,6 +96,18 @@ def versions(backend: str | None = None) -> dict[str, str]:
     }
 
 
+def machine() -> str:
+    """The processor, its cores, the memory and the system, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    cores = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+    return f"{name}, {cores}" if name else cores
+
+
 def write_bundle(
     output: Path,
     *,

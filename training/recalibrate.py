@@ -65,12 +65,13 @@ def calibrate_bundle(
             "false_positive_rate": settings.rate,
             "k": settings.k,
             "cost_ratio": settings.cost_ratio,
+            "prevalence": settings.prevalence,
             "group_by": settings.group_by or ("array groups" if normals.groups is not None else "none"),
             "calibrated_on": normals.source,
         },
         versions=export.versions(old.serving.backend),
     )
-    page = render_calibration_report(manifest, bundle, calibration, judged)
+    page = render_calibration_report(manifest, bundle, calibration, judged, settings.prevalence)
 
     def write_files(folder: Path) -> None:
         for name in (SCORER, GOLDEN):

@@ -1,46 +1,26 @@
 """report.html: what was trained on what, and how well it works, for people.
 
-Rules: one file that opens offline, every picture inside it; whatever comes from data or settings is escaped;
-readable on a desk and on a phone.
+Rules: one file of less than 3 MB that opens offline, every picture inside it; whatever comes from data or settings is
+escaped, and of what may be long only the beginning is shown; readable on a desk and on a phone.
 """
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
 
-from training import charts
+from training import charts, words
 from training.data import Dataset
-from training.evaluate import Judged
+from training.evaluate import Judged, rare_in
+from training.examples import Reconstruct, data_address, gallery
 from training.progress import History
+from training.quantiles import quantiles
+from training.show import in_words as duration_in_words
 from training.thresholds import alarms_in_words, in_words
-from worker.core.bundle import Bundle, Calibration, Manifest
-from worker.core.images import encode_png
+from worker.core.bundle import Bundle, Calibration, Manifest, ScoreDefinition
 
-EXAMPLES = 6
-
-Reconstruct = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One image, its reconstruction and its error map as data addresses, and what it scored."""
-
-    original: str
-    reconstruction: str
-    error_map: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """Examples of one kind."""
-
-    title: str
-    examples: tuple[Example, ...]
+LINES = 40
+"""Of a list or table whose length the data decides."""
 
 
 def render_report(
@@ -50,9 +30,12 @@ def render_report(
     dataset: Dataset,
     calibration: Calibration,
     judged: Sequence[Judged],
+    prevalence: float,
     history: History,
+    score: ScoreDefinition,
     training: Mapping[str, object],
     versions: Mapping[str, str],
+    weights_sha256: str,
     reconstruct: Reconstruct,
 ) -> str:
     """The report as HTML.
@@ -63,39 +46,49 @@ def render_report(
         dataset: what was fitted, calibrated and evaluated.
         calibration: its scores.
         judged: the thresholds; one is chosen.
+        prevalence: the share of anomalies for which precision is stated.
         history: of the fit.
-        training: how it was fitted, by setting.
+        score: what the score is.
+        training: how and where it was fitted, by setting.
         versions: of the libraries.
+        weights_sha256: hash of the weight arrays.
         reconstruct: images uint8 (n, H, W, C) to their reconstructions, float32 (n, H, W, C) in [0, 1].
     """
     chosen = next(item for item in judged if item.chosen)
-    labels = calibration.evaluation_labels
-    evaluated = chosen.evaluation is not None
-    normal = calibration.evaluation_errors[~labels] if evaluated else calibration.errors
+    scores, labels = calibration.evaluation_scores, calibration.evaluation_labels
+    normal = scores[~labels] if len(scores) else calibration.scores
     pictures = {
-        "histogram": charts.histogram(normal, calibration.evaluation_errors[labels], chosen.fit.value, "svg"),
+        "histogram": charts.histogram(normal, scores[labels], chosen.fit.value),
         "loss": charts.loss_curve(history.loss, history.validation_loss),
     }
-    if evaluated and labels.any() and not labels.all():
-        pictures["roc"] = charts.roc(calibration.evaluation_scores, labels, judged)
+    rare = rare_in(calibration, judged, prevalence)
+    if rare is not None and chosen.evaluation is not None:
+        pictures["roc"] = charts.roc(scores, labels, judged)
+        pictures["precision_recall"] = charts.precision_recall(scores, labels, chosen.evaluation, rare)
+    levels = {"score": quantiles(calibration.scores), "error": quantiles(calibration.errors)}
     return _template("report.html.j2").render(
         name=name,
         created=created,
+        dataset=dataset,
         data=dataset.description(),
-        shape=dataset.shape,
-        skipped=dataset.skipped,
+        anomalies=int(labels.sum()),
         chosen=chosen,
         judged=judged,
+        rare=rare,
         history=history,
+        score=score,
+        quantiles=levels if levels["score"] != levels["error"] else {"score and error": levels["score"]},
         training=training,
         versions=versions,
-        charts={key: _address(value, "image/svg+xml") for key, value in pictures.items()},
-        groups=_groups(dataset, calibration, chosen.fit.value, reconstruct),
+        weights_sha256=weights_sha256,
+        charts={key: data_address(value, "image/svg+xml") for key, value in pictures.items()},
+        gallery=gallery(dataset, calibration, chosen.fit.value, reconstruct),
+        lines=LINES,
     )
 
 
 def render_calibration_report(
-    manifest: Manifest, old: Bundle, calibration: Calibration, judged: Sequence[Judged]
+    manifest: Manifest, old: Bundle, calibration: Calibration, judged: Sequence[Judged], prevalence: float
 ) -> str:
     """What a new calibration changed, as HTML.
 
@@ -104,27 +97,36 @@ def render_calibration_report(
         old: the bundle whose network it keeps.
         calibration: the new scores.
         judged: the thresholds; one is chosen.
+        prevalence: the share of anomalies for which precision is stated.
     """
     chosen = next(item for item in judged if item.chosen)
-    anomalous = calibration.evaluation_errors[calibration.evaluation_labels]
-    picture = charts.histogram(calibration.errors, anomalous, chosen.fit.value, "svg")
+    anomalous = calibration.evaluation_scores[calibration.evaluation_labels]
+    picture = charts.histogram(calibration.scores, anomalous, chosen.fit.value)
+    before, now = old.manifest.calibration_quantiles["score"], manifest.calibration_quantiles["score"]
     return _template("calibration_report.html.j2").render(
         manifest=manifest,
         old=old.manifest,
         chosen=chosen,
         judged=judged,
+        rare=rare_in(calibration, judged, prevalence),
         flagged=[
             int((calibration.scores > threshold).sum()) for threshold in (old.threshold, np.float32(chosen.fit.value))
         ],
-        histogram=_address(picture, "image/svg+xml"),
+        histogram=data_address(picture, "image/svg+xml"),
+        quantiles={"now": now, "before": {level: before.get(level, float("nan")) for level in now}},
+        lines=LINES,
     )
 
 
-def histogram_png(calibration: Calibration, threshold: float) -> bytes:
-    """The report's histogram as PNG, for a README."""
-    labels = calibration.evaluation_labels
-    normal = calibration.evaluation_errors[~labels] if len(labels) else calibration.errors
-    return charts.histogram(normal, calibration.evaluation_errors[labels], threshold, "png")
+def _unbroken(text: str) -> str:
+    """With each % on the line of its number."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """Counts by name in a line, the largest first."""
+    named = [f"{name}: {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1])]
+    return ", ".join(named[:LINES]) + (f" and {len(named) - LINES:,} more" if len(named) > LINES else "")
 
 
 def _template(name: str) -> jinja2.Template:
@@ -135,67 +137,17 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["in_words"] = lambda fit: in_words(fit.method, fit.parameters)
-    environment.filters["alarms_in_words"] = alarms_in_words
+    environment.filters.update(
+        in_words=lambda fit: in_words(fit.method, fit.parameters),
+        alarms_in_words=lambda fit: _unbroken(alarms_in_words(fit)),
+        duration=duration_in_words,
+        when=lambda text: text.replace("T", " ").replace("+00:00", " UTC"),
+        thousands="{:,}".format,
+        listed=_listed,
+        exactly=lambda share: f"{100 * share:g} %",
+        ratio=words.ratio,
+        percent=lambda share: _unbroken(words.percent(share)),
+        interval=lambda limits: _unbroken(words.interval(limits)),
+        at_least=lambda limit: _unbroken(words.at_least(limit)),
+    )
     return environment.get_template(name)
-
-
-def _groups(
-    dataset: Dataset, calibration: Calibration, threshold: float, reconstruct: Reconstruct
-) -> tuple[Group, ...]:
-    """What to show: typical images of both kinds, and the worst mistakes."""
-    scores, labels = calibration.evaluation_scores, calibration.evaluation_labels
-    called = scores > np.float32(threshold)
-    if len(scores):
-        chosen = [
-            ("Normal images that passed", dataset.evaluation, _spread(~labels & ~called), scores),
-            ("Anomalies that were found", dataset.evaluation, _spread(labels & called), scores),
-            ("False alarms, the worst first", dataset.evaluation, _worst(~labels & called, -scores), scores),
-            ("Missed anomalies, the worst first", dataset.evaluation, _worst(labels & ~called, scores), scores),
-        ]
-    else:
-        held_out = np.ones(len(calibration.scores), np.bool_)
-        chosen = [("Calibration images", dataset.calibration, _spread(held_out), calibration.scores)]
-    shown = [(title, images[index], of[index]) for title, images, index, of in chosen if len(index)]
-    everything = np.concatenate([images for _, images, _ in shown])
-    rebuilt = reconstruct(everything)
-    squared = np.mean(np.square(everything / np.float32(255) - rebuilt), axis=3)
-    # One scale for all maps, or a faithful reconstruction would look as bad as a failed one.
-    top = float(np.quantile(squared, 0.995))
-    groups, start = [], 0
-    for title, images, group_scores in shown:
-        rows = range(start, start + len(images))
-        start += len(images)
-        examples = tuple(
-            Example(
-                _picture(everything[row]),
-                _picture(np.round(rebuilt[row] * 255).astype(np.uint8)),
-                _picture(charts.error_map(squared[row], top)),
-                float(score),
-            )
-            for row, score in zip(rows, group_scores, strict=True)
-        )
-        groups.append(Group(title, examples))
-    return tuple(groups)
-
-
-def _spread(chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """At most EXAMPLES of the chosen ones, evenly from the first to the last."""
-    found = np.flatnonzero(chosen)
-    if len(found) == 0:
-        return found
-    return found[np.unique(np.linspace(0, len(found) - 1, EXAMPLES).astype(np.intp))]
-
-
-def _worst(chosen: NDArray[np.bool_], badness: NDArray[np.float32]) -> NDArray[np.intp]:
-    """At most EXAMPLES of the chosen ones, those with the lowest number first."""
-    found = np.flatnonzero(chosen)
-    return found[np.argsort(badness[found], kind="stable")[:EXAMPLES]]
-
-
-def _picture(image: NDArray[np.uint8]) -> str:
-    return _address(encode_png(image), "image/png")
-
-
-def _address(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

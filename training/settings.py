@@ -141,6 +141,13 @@ class Evaluate(Command):
     json_file: Path | None = Field(
         None, alias="json", description="file to write the numbers to as well; none: no file"
     )
+    prevalence: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the share of images that are anomalies on the line, for which the precision is stated; above 0, "
+        "below 1; none: the fit's",
+    )
 
 
 class Calibrate(ThresholdSettings):

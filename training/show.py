@@ -1,7 +1,7 @@
 """What the subcommands print: thresholds side by side, files, durations, a manifest's facts."""
 # ruff: noqa: PLC0415 - SciPy takes a second, which `inspect` must not wait for
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from training import words
 from worker.core.bundle import CURRENT, REPORT, Manifest
 
 if TYPE_CHECKING:
-    from training.evaluate import Judged
+    from training.evaluate import AtPrevalence, Evaluation, Judged
     from training.results import Summary, SurfaceSummary
+
+KINDS = 5
+"""Of the kinds of anomaly, those worst found; the report has more."""
 
 
 def show_skipped(console: Console, skipped: Sequence[str]) -> None:
@@ -29,13 +33,19 @@ def show_written(console: Console, folder: Path) -> None:
         console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
-def show_thresholds(console: Console, judged: Sequence["Judged"], parts_per_day: float | None = None) -> None:
+def show_thresholds(
+    console: Console,
+    judged: Sequence["Judged"],
+    parts_per_day: float | None = None,
+    rare: "AtPrevalence | None" = None,
+) -> None:
     """Thresholds side by side: what is known of their false alarms and, where there are labels, their figures.
 
     Args:
         console: where to.
         judged: the thresholds; one is chosen.
         parts_per_day: to say false alarms by day as well.
+        rare: what the chosen one is worth where anomalies are rare.
     """
     from training.thresholds import alarms_in_words
     from training.thresholds import in_words as method_in_words
@@ -53,7 +63,7 @@ def show_thresholds(console: Console, judged: Sequence["Judged"], parts_per_day:
             if item.evaluation is not None:
                 found = item.evaluation
                 counts = [*map(str, (found.tp, found.tn, found.fp, found.fn))]
-                ratios = [f"{ratio:.4f}" for ratio in (found.precision, found.recall, found.f1)]
+                ratios = [words.ratio(ratio) for ratio in (found.precision, found.recall, found.f1)]
                 figures.add_row(name, *counts, *ratios, style="bold" if item.chosen else None)
         console.print(figures)
         if any("labelled" in item.fit.parameters for item in judged):
@@ -72,12 +82,28 @@ def show_thresholds(console: Console, judged: Sequence["Judged"], parts_per_day:
         )
     console.print(f"{name}, {of}: {said}.", highlight=False, soft_wrap=True)
     best = chosen.evaluation
-    if best is None:
+    if best is None or best.tp + best.fn == 0:
         console.print("The data has no anomalies: nothing can be said about how many are found.", soft_wrap=True)
-    elif best.auroc is not None and best.average_precision is not None:
-        console.print(
-            f"AUROC {best.auroc:.4f}, average precision {best.average_precision:.4f}", highlight=False, soft_wrap=True
-        )
+    else:
+        for line in _in_sentences(best, rare):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _in_sentences(found: "Evaluation", rare: "AtPrevalence | None") -> Iterator[str]:
+    """What an evaluation with anomalies says."""
+    recall, known = words.percent(found.recall), words.interval(found.recall_interval)
+    yield f"{found.tp:,} of {found.tp + found.fn:,} anomalies found, {recall} (95 %: {known})"
+    if found.kinds:
+        worst = [f"{kind.name} ({kind.found:,} of {kind.count:,})" for kind in found.kinds[:KINDS]]
+        yield f"worst found: {', '.join(worst)}"
+    if found.auroc is not None and found.average_precision is not None:
+        yield f"AUROC {words.ratio(found.auroc)}, average precision {words.ratio(found.average_precision)}"
+    if rare is not None:
+        # Without a false alarm the share is 100 %, whatever the prevalence, and says nothing.
+        shares = [words.percent(rare.precision)] if rare.precision is not None and found.fp else []
+        shares += [f"at least {words.at_least(rare.at_least)} (95 %)"] if rare.at_least is not None else []
+        said = ", ".join(shares) or "a share that is not known"
+        yield f"where {100 * rare.prevalence:g} % of the images are anomalies: of the alarms {said}"
 
 
 def in_words(seconds: float) -> str:

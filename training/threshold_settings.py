@@ -8,6 +8,7 @@ from training.command import Command
 from training.groups import check_group_by
 
 DEFAULT_RATE = 0.01
+DEFAULT_PREVALENCE = 0.01
 RATED = ("percentile", "peaks-over-threshold", "conformal")
 
 
@@ -52,6 +53,13 @@ class ThresholdSettings(Command):
         le=1e6,
         description="for `cost-weighted`: what a missed anomaly costs, in false alarms, as the labelled images are "
         "mixed; above 0, at most 1000000",
+    )
+    prevalence: float = Field(
+        DEFAULT_PREVALENCE,
+        gt=0,
+        lt=1,
+        description="the share of images that are anomalies on the line, for which the precision is stated; the "
+        "evaluation set has more of them than the line; above 0, below 1",
     )
     group_by: str | None = Field(
         None,

@@ -1,6 +1,7 @@
 """Real fits of a few small images: settings in, bundle out."""
 
 import json
+import platform
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training import commands
+from training import commands, words
 from training.__main__ import INTERRUPTED, main
 from worker.core.bundle import CURRENT, FILES, MANIFEST, Bundle, read_bundle
 from worker.core.errors import BundleError, ConfigurationError, ExitCode
@@ -70,6 +71,7 @@ def test_the_manifest_says_what_was_done(bundle: Bundle) -> None:
     assert (manifest.data.fit, manifest.data.calibration, manifest.data.evaluation) == (108, 100, 82)
     assert manifest.threshold.method == "percentile"
     assert manifest.threshold.value == np.float32(np.percentile(bundle.calibration.scores.astype(np.float64), 99))
+    assert manifest.training["machine"].endswith(f"{platform.system()} {platform.machine()}")
     assert manifest.training["epochs"] == len(manifest.training["loss_history"]) == 2
     assert set(manifest.versions) >= {"reconstream", "keras", "tensorflow", "numpy", "opencv", "python"}
     assert manifest.calibration_quantiles["score"]["0.5"] == pytest.approx(np.median(bundle.calibration.scores))
@@ -129,6 +131,9 @@ def test_the_report_is_one_file_that_needs_no_other(bundle: Bundle) -> None:
     assert "url(" not in page
     for text in ("lines", "percentile 99", "mean + 3 std", "ROC curve", "Normal images that passed", "fingerprint"):
         assert text in page
+    assert bundle.manifest.weights_sha256 in page
+    assert bundle.manifest.training["machine"] in page
+    assert "Recall by kind of anomaly" in page
 
 
 def test_evaluate_repeats_the_numbers_from_the_bundle_alone(
@@ -146,11 +151,31 @@ def test_evaluate_repeats_the_numbers_from_the_bundle_alone(
     methods = ["percentile", "mean_plus_k_std", "conformal", "best_f1", "cost_weighted"]  # peaks need 200 images
     assert [item["fit"]["method"] for item in numbers["thresholds"]] == methods
     page = (bundle.folder / "report.html").read_text()
-    cells = re.sub(r' class="chosen"', "", page)
+    values = re.findall(
+        r"<small>([^<]*)</small></th><td>[^<]*</td>\s*<td>(\d+) of \d+<small>[^<]*</small></td>", page
+    )
+    assert values == [
+        (f"{item['fit']['value']:.6g}", str(item["evaluation"]["tp"])) for item in numbers["thresholds"]
+    ]
     for key in ("tp", "fn", "fp", "tn"):
-        assert "".join(f"<td>{item['evaluation'][key]}</td>" for item in numbers["thresholds"]) in cells
-    assert "".join(f"<td>{item['fit']['value']:.6g}</td>" for item in numbers["thresholds"]) in cells
-    assert f"{found['auroc']:.4f}" in capsys.readouterr().out
+        assert re.search(rf">{found[key]}<small>[^<]*\({key.upper()}\)", page)
+    low, high = found["recall_interval"]
+    assert low < found["recall"] <= high
+    assert numbers["at_prevalence"]["prevalence"] == bundle.manifest.training["prevalence"] == 0.01
+    shown = capsys.readouterr().out
+    assert words.ratio(found["auroc"]) in shown
+    assert f"{found['tp']} of {ANOMALIES} anomalies found, {words.percent(found['recall'])}" in shown
+
+
+def test_precision_is_stated_for_the_prevalence_that_is_asked_for(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(output), "--json", str(tmp_path / "n.json"), "--prevalence", "0.2"]
+    assert main(arguments) == ExitCode.STOPPED
+    assert json.loads((tmp_path / "n.json").read_text())["at_prevalence"]["prevalence"] == 0.2
+    assert "where 20 % of the images are anomalies" in capsys.readouterr().out
+    assert main([*arguments[:-1], "1"]) == ExitCode.BAD_CONFIGURATION
+    assert "prevalence (--prevalence" in capsys.readouterr().err
 
 
 def test_a_damaged_bundle_is_exit_3(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

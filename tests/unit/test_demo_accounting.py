@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from deploy.demo.accounting import Account, Position, Sent, account, differs
-from training.evaluate import Evaluation
+from training.evaluate import Evaluation, evaluate
 from worker.core.verdicts import ModelName, SourcePosition, Verdict
 
 THRESHOLD = float(np.float32(0.1))
@@ -127,7 +127,8 @@ def test_nothing_judged_is_no_account() -> None:
 
 def figures(**numbers: int) -> Evaluation:
     counts = {"tp": 10, "tn": 20, "fp": 3, "fn": 4} | numbers
-    return Evaluation(THRESHOLD, **counts, precision=0.0, recall=0.0, f1=0.0, auroc=None, average_precision=None)
+    none = evaluate(np.zeros(1, np.float32), np.array([False]), THRESHOLD)
+    return msgspec.structs.replace(none, **counts)
 
 
 @pytest.mark.parametrize("name", ["tp", "tn", "fp", "fn"])

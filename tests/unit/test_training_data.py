@@ -38,6 +38,9 @@ def test_the_sample_keeps_the_tutorials_protocol(sample: Dataset) -> None:
         np.testing.assert_array_equal(sample.calibration[..., 0], arrays["x_test"][ones[:500]])
         np.testing.assert_array_equal(sample.evaluation[..., 0], arrays["x_test"][kept])
         np.testing.assert_array_equal(sample.labels, arrays["y_test"][kept] != 1)
+        assert sample.evaluation_kinds == tuple(str(digit) for digit in arrays["y_test"][kept])
+        assert sample.evaluation_names == tuple(f"x_test[{index}]" for index in kept)
+        assert sample.calibration_names[0] == f"x_test[{ones[0]}]"
     assert (len(sample.fit), len(sample.calibration), int((~sample.labels).sum()), int(sample.labels.sum())) == (
         6742,
         500,
@@ -97,9 +100,12 @@ def test_an_npz_of_ones_own(tmp_path: Path) -> None:
     assert [value for value, label in zip(firsts(data.evaluation), data.labels, strict=True) if label] == [
         *range(30, 40)
     ]
+    assert data.evaluation_names == tuple(f"images[{value}]" for value in firsts(data.evaluation))
+    assert data.evaluation_kinds == tuple("ok" if value < 30 else "dent" for value in firsts(data.evaluation))
     np.savez(tmp_path / "plain.npz", images=images)
     plain = load(str(tmp_path / "plain.npz"), calibration_size=5)
     assert (len(plain.fit), len(plain.calibration), len(plain.evaluation)) == (35, 5, 0)
+    assert plain.calibration_names == tuple(f"images[{value}]" for value in firsts(plain.calibration))
 
 
 def small(**changes: Any) -> dict[str, NDArray[Any]]:
@@ -170,6 +176,9 @@ def test_a_folder_with_good_and_faults(tmp_path: Path) -> None:
         101,
         102,
     ]
+    assert data.evaluation_names[-3:] == tuple(f"scratch/deep/00{index}.png" for index in range(3))
+    assert data.evaluation_kinds == ("good",) * 4 + ("scratch/deep",) * 3
+    assert data.calibration_names == tuple(f"good/{value:03}.png" for value in firsts(data.calibration))
     assert data.suggested_name == "line"
     assert data.codecs == {"png": 16}
     assert data.sizes == {"8x8x1": 16}
