@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import split
+from training.roles import split
 from worker.core.errors import ConfigurationError
 
 

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.data import Dataset, load, split
+from training.data import Dataset, load
+from training.images import Images
+from training.roles import split
 from training.sample import SAMPLE
 from worker.core.errors import ConfigurationError
 from worker.core.images import encode_png
@@ -19,8 +21,8 @@ def write_images(folder: Path, count: int, *, value: int = 10, size: int = 8) ->
         (folder / f"{index:03}.png").write_bytes(encode_png(np.full((size, size, 1), value + index, np.uint8)))
 
 
-def firsts(images: NDArray[np.uint8]) -> list[int]:
-    pixels: list[int] = images[:, 0, 0, 0].tolist()
+def firsts(images: Images) -> list[int]:
+    pixels: list[int] = images[:][:, 0, 0, 0].tolist()
     return pixels
 
 

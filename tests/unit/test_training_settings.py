@@ -4,8 +4,8 @@ import pytest
 
 from training import settings
 from training.__main__ import main
-from training.commands import enough_epochs
-from training.data import CALIBRATION_SIZE
+from training.plan import enough_epochs
+from training.roles import CALIBRATION_SIZE
 from worker.core.errors import ConfigurationError, ExitCode
 
 
