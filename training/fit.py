@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow
 from numpy.typing import NDArray
 
 from training.corruptions import Corruption, unchanged
@@ -30,12 +31,11 @@ ALL_EPOCHS = "all epochs"
 def make_repeatable(seed: int) -> None:
     """The same seed gives the same weights on the same machine.
 
-    TensorFlow's kernels for GPUs add up in the order in which their threads finish, unless they are told not to.
+    On CPUs TensorFlow's kernels do that by themselves. On GPUs some add up in the order in which threads finish,
+    unless they are told not to.
     """
     keras.utils.set_random_seed(seed)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow  # noqa: PLC0415 - Keras has imported it
-
+    if tensorflow.config.list_physical_devices("GPU"):
         tensorflow.config.experimental.enable_op_determinism()
 
 

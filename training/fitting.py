@@ -86,7 +86,7 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
         ),
     }
     kept = SavedFit(settings.output, decides)
-    compile_autoencoder(autoencoder, settings.learning_rate)
+    compile_autoencoder(autoencoder, settings.learning_rate, wanted * steps if preset.decay else None)
     saved = None if settings.fresh else _saved(kept, autoencoder, console)
     epochs = wanted
     if saved is not None:
@@ -98,7 +98,7 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
         if settings.time_budget is not None:
             epochs = affordable_epochs(wanted, each, settings.time_budget)
         _tell(console, settings, dataset, len(learning), epochs, steps, each)
-    if preset.decay:
+    if preset.decay and epochs != wanted:
         compile_autoencoder(autoencoder, settings.learning_rate, epochs * steps)
     patience = (settings.patience or patience_for(epochs)) if early else None
     done = 0 if saved is None else len(saved.standing.loss)

@@ -4,6 +4,7 @@ Rules: up to IN_MEMORY bytes they are an array; more are in a file that has no n
 however the process ends. They are read from it and not mapped: mapped pages would count as this process's memory.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Stored:
     """Images in a file, one after the other.
 
     Args:
-        file: opened without a buffer.
+        file: open, without a buffer.
         shape: (H, W, C).
         rows: int (n,), which of the file's images these are, counted from 0.
     """
@@ -94,7 +95,14 @@ def room_for(count: int, shape: tuple[int, ...], scratch: Path | None) -> NDArra
     return Stored(scratch_file(size, scratch), shape, np.arange(count))
 
 
-def scratch_file(size: int, scratch: Path | None) -> FileIO:
+class ScratchFile(FileIO):
+    """A file that is closed when the last of its images are forgotten."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def scratch_file(size: int, scratch: Path | None) -> ScratchFile:
     """A file without a name, for so many bytes of images.
 
     Raises:
@@ -103,7 +111,8 @@ def scratch_file(size: int, scratch: Path | None) -> FileIO:
     folder = scratch or Path(tempfile.gettempdir())
     try:
         free = shutil.disk_usage(folder).free
-        file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 - as long as the images are needed
+        with tempfile.TemporaryFile(buffering=0, dir=folder) as unnamed:
+            file = ScratchFile(os.dup(unnamed.fileno()), "r+b")
     except OSError as error:
         raise ConfigurationError(
             f"data: decoded, the images take {size / 1e9:.1f} GB, and no file for them can be made in '{folder}': "
