@@ -4,6 +4,7 @@ Rules: the time is measured on this machine and said before it is spent; the lea
 that are planned; an interrupted fit goes on as planned. Import after select_backend().
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,21 @@ from training.scores import Score
 from training.settings import Fit
 from training.show import in_words
 from worker.core.errors import ConfigurationError
+
+DECIDING = frozenset(
+    {
+        "preset",
+        "epochs",
+        "patience",
+        "time_budget",
+        "robust",
+        "batch_size",
+        "seed",
+        "latent_size",
+        "learning_rate",
+    }
+)
+"""Settings of the fit itself; those of the data are in its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +84,11 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
             longer finite.
     """
     learning, validation, early = _roles(settings, preset, dataset)
-    filters = preset.filters(dataset.shape)
     make_repeatable(settings.seed)
-    autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size, filters)
+    autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size, preset.filters(dataset.shape))
     steps = steps_per_epoch(learned_per_epoch(len(learning), settings.robust), settings.batch_size)
     wanted = settings.epochs or enough_epochs(preset.epochs, steps)
-    decides = {
-        "preset": preset.name,
-        "filters": filters,
-        "data": dataset.fingerprint,
-        "validation": len(validation) if early else 0,
-        "epochs": wanted,
-        "patience": settings.patience,
-        "versions": versions(),
-        **settings.model_dump(
-            include={"batch_size", "seed", "latent_size", "learning_rate", "robust", "time_budget"}
-        ),
-    }
-    kept = SavedFit(settings.output, decides)
+    kept = SavedFit(settings.output, what_decides(settings, preset, dataset))
     compile_autoencoder(autoencoder, settings.learning_rate, wanted * steps if preset.decay else None)
     saved = None if settings.fresh else _saved(kept, autoencoder, console)
     epochs = wanted
@@ -139,6 +142,20 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
         "time_budget_minutes": settings.time_budget or "none",
     }
     return Fitted(autoencoder, history, _score(settings, preset, autoencoder, dataset.fit), facts, kept)
+
+
+def what_decides(settings: Fit, preset: Preset, dataset: Dataset) -> dict[str, Any]:
+    """All that decides the weights, as JSON values."""
+    groups = dataset.fit_groups
+    return {
+        "data": dataset.fingerprint,
+        # They decide which of the images validate.
+        "groups": None if groups is None else hashlib.sha256(groups.tobytes()).hexdigest(),
+        "filters": preset.filters(dataset.shape),
+        "preset_epochs": preset.epochs,
+        "versions": versions(),
+        **settings.model_dump(include=set(DECIDING)),
+    }
 
 
 def _roles(settings: Fit, preset: Preset, dataset: Dataset) -> tuple[Images, Images, bool]:
