@@ -49,7 +49,8 @@ class Fit(ThresholdSettings):
         "sample",
         min_length=1,
         description="`sample` (the shipped MNIST), an .npz with x_train y_train x_test y_test, an .npz with images "
-        "(uint8, N x H x W or N x H x W x C) and optional labels, or a folder of PNG and JPEG files",
+        "(uint8, N x H x W or N x H x W x C) and optional labels, or a folder of PNG and JPEG files, "
+        "also as MVTec AD and VisA have them",
     )
     normal: str | None = Field(
         None,

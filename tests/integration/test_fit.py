@@ -1,6 +1,7 @@
 """How a fit ends early, goes on, and keeps out what does not belong to it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from training import images as memory
 from training.__main__ import INTERRUPTED, main
 from training.progress import History, Silence
 from training.saved_fit import FOLDER, Saved, SavedFit
@@ -26,17 +28,18 @@ def _backend() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Halves that are bright, with noise."""
+    """Left halves that are bright, with noise; anomalies are dark."""
     path = tmp_path_factory.mktemp("data") / "halves.npz"
-    images = np.random.default_rng(1).integers(0, 90, (300, 8, 8), dtype=np.uint8)
-    images[:, :, :4] += 120
-    np.savez(path, images=images)
+    images = np.random.default_rng(1).integers(0, 90, (330, 8, 8), dtype=np.uint8)
+    images[:310, :, :4] += 120
+    np.savez(path, images=images, labels=np.repeat([0, 1], [310, 20]))
     return path
 
 
 def arguments(data: Path, output: Path, *more: str) -> list[str]:
     given = ["fit", "--data", str(data), "--output", str(output), "--preset", "default", "--epochs", str(EPOCHS)]
-    given += ["--calibration-size", "50", "--batch-size", "64", "--precision", "float32", "--threshold-method"]
+    given += ["--normal", "0"]
+    given += ["--calibration-size", "40", "--batch-size", "64", "--precision", "float32", "--threshold-method"]
     return [*given, "mean-plus-k-std", *more]
 
 
@@ -62,12 +65,12 @@ def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     assert main(arguments(data, output, "--quiet")) == ExitCode.STOPPED
     manifest = read_bundle(output).manifest
     assert manifest.training["epoch_kept"] <= len(manifest.training["loss_history"]) <= EPOCHS
-    assert manifest.training["validation_images"] == 25
+    assert manifest.training["validation_images"] == 20
     assert not (output / FOLDER).exists()
     return manifest.weights_sha256
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_weights(
+def test_an_interrupted_fit_goes_on_to_the_same_weights_also_from_images_on_the_disk(
     data: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = arguments(data, tmp_path)
@@ -76,6 +79,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(
     assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
     interrupted_after(2, monkeypatch, given)
     assert f"Going on after epoch 1 of {EPOCHS}" in capsys.readouterr().out
+    monkeypatch.setattr(memory, "IN_MEMORY", 330 * 64 - 1)
     assert main(given) == ExitCode.STOPPED
     shown = capsys.readouterr().out
     assert f"Going on after epoch 3 of {EPOCHS}" in shown
@@ -106,17 +110,10 @@ def test_a_damaged_file_begins_the_fit_anew(
 def test_another_fit_does_not_go_on_from_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = np.load(data)["images"]
-    images[0, 0, 0] ^= 1
-    other = tmp_path / "other.npz"
-    np.savez(other, images=images)
-    output = tmp_path / "bundles"
-    fits = [arguments(data, output, *more) for more in ((), ("--seed", "1"))] + [arguments(other, output)]
-    for given in fits:
-        interrupted_after(1, monkeypatch, given)
-    interrupted_after(1, monkeypatch, [*fits[0], "--fresh"])
+    for more in ([], ["--seed", "1"], ["--fresh"]):
+        interrupted_after(1, monkeypatch, arguments(data, tmp_path, *more))
     assert "Going on" not in capsys.readouterr().out
-    assert len(list((output / FOLDER).iterdir())) == len(fits)
+    assert len(list((tmp_path / FOLDER).iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -134,18 +131,20 @@ def test_another_fit_does_not_go_on_from_it(
     ],
 )
 def test_every_setting_of_the_fit_makes_it_another(data: Path, changed: list[str]) -> None:
-    from training.data import load
+    from training.data import Dataset, load
     from training.fitting import what_decides
     from training.presets import PRESETS
     from training.settings import Fit, parse
 
-    dataset = load(str(data), calibration_size=50)
+    dataset = load(str(data), normal="0", calibration_size=50)
 
-    def decides(*more: str) -> dict[str, Any]:
+    def decides(*more: str, dataset: Dataset = dataset) -> dict[str, Any]:
         settings = parse(["fit", "--preset", "default", *more])
         assert isinstance(settings, Fit)
         return what_decides(settings, PRESETS[settings.preset], dataset)
 
+    assert decides() != decides(dataset=replace(dataset, fit=dataset.fit[::-1]))
+    assert decides() != decides(dataset=replace(dataset, fit_groups=np.arange(len(dataset.fit))))
     assert decides() == decides("--name", "line", "--quiet", "--fresh", "--output", "elsewhere") != decides(*changed)
 
 
@@ -160,9 +159,9 @@ def test_patience_without_images_to_validate_is_exit_2(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        main(arguments(data, tmp_path, "--calibration-size", "140", "--patience", "3")) == ExitCode.BAD_CONFIGURATION
+        main(arguments(data, tmp_path, "--calibration-size", "124", "--patience", "3")) == ExitCode.BAD_CONFIGURATION
     )
-    assert "of 160 images to fit none can be held out to validate" in capsys.readouterr().err
+    assert "of 124 images to fit none can be held out to validate" in capsys.readouterr().err
 
 
 class Scripted:

@@ -78,9 +78,11 @@ def test_visa_is_split_by_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert data.evaluation_kinds[8:] == ("wax melted out of the candle",) * 3 + ("other,weird candle wick",)
 
 
-def test_visa_without_its_table_is_split_by_the_seed(tmp_path: Path) -> None:
+def test_visa_without_rows_in_its_table_is_split_by_the_seed(tmp_path: Path) -> None:
     root = visa(tmp_path)
     (root / "image_anno.csv").unlink()
+    row = "pcb1,train,normal,pcb1/Data/Images/Normal/000.JPG,"
+    write_table(tmp_path / "split_csv" / "1cls.csv", "object,split,label,image,mask", [row])
     data = load(str(root), calibration_size=5)
     assert (len(data.fit), len(data.calibration), int((~data.labels).sum()), int(data.labels.sum())) == (19, 5, 6, 4)
     assert set(data.evaluation_kinds) == {"Data/Images/Normal", "Data/Images/Anomaly"}
