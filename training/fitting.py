@@ -33,22 +33,28 @@ from training.saved_fit import Saved, SavedFit
 from training.scores import Score
 from training.settings import Fit
 from training.show import in_words
+from training.threshold_settings import ThresholdSettings
 from worker.core.errors import ConfigurationError
 
-DECIDING = frozenset(
+NOT_OF_THE_FIT = frozenset(
     {
-        "preset",
-        "epochs",
-        "patience",
-        "time_budget",
-        "robust",
-        "batch_size",
-        "seed",
-        "latent_size",
-        "learning_rate",
+        *ThresholdSettings.model_fields,
+        "data",
+        "normal",
+        "calibration_size",
+        "height",
+        "width",
+        "channels",
+        "max_unreadable",
+        "scorer",
+        "precision",
+        "name",
+        "output",
+        "quiet",
+        "fresh",
     }
 )
-"""Settings of the fit itself; those of the data are in its fingerprint."""
+"""Settings that leave the weights as they are, or decide the data, which has its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def what_decides(settings: Fit, preset: Preset, dataset: Dataset) -> dict[str, A
         "filters": preset.filters(dataset.shape),
         "preset_epochs": preset.epochs,
         "versions": versions(),
-        **settings.model_dump(include=set(DECIDING)),
+        **settings.model_dump(mode="json", exclude=set(NOT_OF_THE_FIT)),
     }
 
 

@@ -67,7 +67,8 @@ def test_what_validates_does_not_learn(count: int, names: int | None, seed: int)
     assert sorted([*learning, *validating]) == list(range(count))
     assert len(validating) == 0 or FEWEST_VALIDATING <= len(validating) <= min(VALIDATION_SIZE, count // 10)
     if groups is None:
-        assert (len(validating) > 0) == (count >= 10 * FEWEST_VALIDATING)
+        expected = min(VALIDATION_SIZE, count // 10)
+        assert len(validating) == (expected if expected >= FEWEST_VALIDATING else 0)
     else:
         assert not set(groups[learning]) & set(groups[validating])
     np.testing.assert_array_equal(hold_out(count, seed, groups)[1], validating)
