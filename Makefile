@@ -46,6 +46,10 @@ fit: install  ## fit the default model on the sample: a bundle in build/bundles,
 
 .PHONY: test
 test: check  ## check, then all tests, with a real Apache Kafka
+	$(BIN)/python -m pytest
+
+.PHONY: coverage
+coverage: install  ## all tests once more, and which lines they ran; half as long again
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered --skip-empty
 
@@ -73,8 +77,12 @@ bench-scorers: install  ## what an image costs by backend, precision and threads
 	$(BIN)/python -m tests.bench.scorers
 
 .PHONY: quality
-quality: install  ## presets against PCA and 1-NN, digit by digit (QUICK=1 PRESET=default DIGITS=2,8 SEEDS=5 DATA=mnist.npz)
-	$(BIN)/reconstream-train benchmark $(if $(QUICK),--quick) $(if $(PRESET),--presets $(PRESET)) $(if $(DIGITS),--digits $(DIGITS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data $(DATA))
+quality: install  ## presets against PCA and 1-NN, digit by digit (QUICK=1 PRESET=default DIGITS=2,8 SEEDS=5 DATA=mnist.npz SURFACES=1)
+	$(BIN)/reconstream-train benchmark $(if $(QUICK),--quick) $(if $(PRESET),--presets $(PRESET)) $(if $(DIGITS),--digits $(DIGITS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data $(DATA)) $(if $(SURFACES),--surfaces)
+
+.PHONY: choice
+choice: install  ## what the default preset was chosen by: normal images and anomalies made from them (DIGITS=2,8 DATA=mnist.npz)
+	$(BIN)/python -m tests.bench.choice $(if $(DIGITS),--digits $(DIGITS)) $(if $(DATA),--data $(DATA))
 
 .PHONY: interval-coverage
 interval-coverage: install  ## how often the stated intervals of false-positive rates hold; half an hour (DRAWS=2000)

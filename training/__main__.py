@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from training import commands, settings
+from training import commands, compare, settings
 from training.command import PROGRAM
 from worker.core.errors import ExitCode, ReconstreamError
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case settings.Inspect():
                 commands.inspect(command, console)
             case settings.Benchmark():
-                commands.benchmark(command, console)
+                compare.benchmark(command, console)
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else ExitCode.BAD_CONFIGURATION
     except ReconstreamError as error:

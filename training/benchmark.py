@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+import cv2
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
+from training.contenders import Fitted, Images
 from training.fit import compile_autoencoder, fit_autoencoder, steps_per_epoch
-from training.model import build_autoencoder, build_scorer, mflop_per_image
+from training.model import build_autoencoder, build_scorer, mflop_per_image, to_pixels
 from training.presets import Preset
 from training.progress import Silence
-from training.quality import Fitted, Images
+from training.scores import SPOT
 from worker.adapters.keras_scorer import KerasScorer
 
 BATCH_SIZE = 128
@@ -47,6 +51,17 @@ class PresetContender:
             progress=Silence(),
             corrupt=self.preset.corrupt,
         )
-        scorer = KerasScorer(build_scorer(autoencoder, self.preset.score(autoencoder, images, seed)))
+        model = build_scorer(autoencoder, self.preset.score(autoencoder, images, seed))
+        scorer = KerasScorer(model, capacity(shape))
         scorer.warm_up()
-        return Fitted(lambda images: scorer.score_all(images)[0], mflop_per_image(autoencoder))
+
+        def error_map(images: Images) -> NDArray[np.floating]:
+            squared = np.square(to_pixels(images) - scorer.reconstruct(images)).mean(axis=3)
+            return np.stack([cv2.blur(one, (SPOT, SPOT)) for one in squared])
+
+        return Fitted(lambda images: scorer.score_all(images)[0], mflop_per_image(model), error_map)
+
+
+def capacity(shape: tuple[int, int, int]) -> int:
+    """Images to score at once: 256, and fewer where they are larger than 64 x 64, to the same memory."""
+    return max(8, min(256, 256 * 64 * 64 // (shape[0] * shape[1])))

@@ -16,11 +16,10 @@ import msgspec
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from training.settings import Benchmark, Calibrate, Evaluate, Fit, Inspect
-from training.show import facts_of, in_words, show_skipped, show_summary, show_thresholds, show_written
+from training.settings import Calibrate, Evaluate, Fit, Inspect
+from training.show import facts_of, in_words, show_skipped, show_thresholds, show_written
 from worker.core.bundle import CURRENT, Bundle, read_bundle
 from worker.core.errors import ConfigurationError
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
 """What the manifest names, by --scorer."""
-QUICK_DIGITS = ("2", "8")
 FEW_PIXELS = " The score is of the whole image: a fault of few pixels hardly moves it."
 # Below it the report is worth a look before the bundle is.
 DOUBTFUL_AUROC = 0.8
@@ -256,56 +254,6 @@ def inspect(settings: Inspect, console: Console) -> None:
     for key, value in facts_of(bundle.manifest):
         table.add_row(key, escape(value))
     console.print(table)
-
-
-def benchmark(settings: Benchmark, console: Console) -> None:
-    """Run what the file does not hold yet, show a line for each fit and the summary.
-
-    Raises:
-        ConfigurationError: the data has no such labels or splits, or the file is none of ours.
-    """
-    from training import quality
-    from training.arrays import labelled_splits
-
-    split = quality.Split(*labelled_splits(settings.data))
-    book = quality.Book(settings.json_file, settings.data)
-    from worker.adapters.keras_scorer import prepare_device, select_backend
-
-    select_backend("tensorflow")
-    prepare_device()
-    from training.benchmark import PresetContender
-    from training.presets import PRESETS
-
-    epochs = settings.epochs
-    all_digits = QUICK_DIGITS if settings.quick else np.unique(split.fit_labels).tolist()
-    digits = settings.digits.split(",") if settings.digits else all_digits
-    chosen = [PRESETS[name] for name in settings.presets.split(",")]
-    contenders: list[quality.Contender] = [
-        PresetContender(preset, epochs or (preset.epochs // 4 if settings.quick else None)) for preset in chosen
-    ]
-    contenders += quality.BASELINES
-    todo = [
-        (contender.name, digit, seed)
-        for contender in contenders
-        for digit in digits
-        for seed in range(settings.seeds)
-        if not book.holds(contender.name, digit, seed)
-    ]
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("fits", total=len(todo))
-
-        def told(result: quality.Result) -> None:
-            bar.advance(task)
-            bar.console.print(
-                f"{result.name:9} digit {result.digit} seed {result.seed}: AUROC {result.auroc:.4f}, average "
-                f"precision {result.average_precision:.4f}, fitted in {in_words(result.seconds)}",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-        quality.run(contenders, split, digits, range(settings.seeds), book, told)
-    show_summary(console, quality.summarise(book.results))
-    console.print(f"results  {escape(str(settings.json_file))}", highlight=False, soft_wrap=True)
 
 
 def numbers(bundle: Bundle, judged: Sequence["Judged"]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ Rules: float32 (N, H, W, C) in [0, 1] comes and goes, what is given stays as it 
 generator; nothing is known of anomalies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ SHEAR = 0.3
 SCALE = 0.2
 SHIFT = 2 / 28
 """Of the image's height and width."""
+ERASED = (1 / 7, 3 / 7)
+"""The least and the most of the image's height, and of its width, that is erased."""
 
 
 def unchanged(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -35,12 +38,10 @@ def unchanged(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def affine(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Turn, shear, scale and shift each image at random; what comes in from outside is its border, repeated.
 
-    Each image's distortion is between none and the whole of ROTATION, SHEAR, SCALE and SHIFT, so that an undistorted
-    image, which is what will be scored, is one of those that the network has learned to restore.
+    Each of them is uniform between -1 and 1 times ROTATION, SHEAR, SCALE and SHIFT.
     """
     count, height, width, _ = pixels.shape
-    strength = rng.random((count, 1))
-    angle, shear, wide, high, right, down = (rng.uniform(-1, 1, (count, 6)) * strength).T
+    angle, shear, wide, high, right, down = rng.uniform(-1, 1, (count, 6)).T
     angle = np.deg2rad(ROTATION) * angle
     turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1).reshape(count, 2, 2)
     zero, one = np.zeros(count), np.ones(count)
@@ -57,3 +58,36 @@ def affine(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         )
         out[...] = moved.reshape(out.shape)
     return found
+
+
+def quarter_turns(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Turn each image by 0, 90, 180 or 270 degrees; one that is not square by 0 or 180.
+
+    For what has an up and a down: of what looks the same when it is turned, nothing is to be learned (the rotation of
+    Ye et al., see above).
+    """
+    count, height, width, _ = pixels.shape
+    step = 1 if height == width else 2
+    turns = (step * rng.integers(0, 4 // step, count)).astype(int)
+    return np.stack([np.rot90(image, int(turn)) for image, turn in zip(pixels, turns, strict=True)])
+
+
+def erased(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Set a rectangle of each image to a random grey, or colour (Zhong et al., "Random Erasing", AAAI 2020).
+
+    For what must be whole: the network has to know what belongs there.
+    """
+    found = pixels.copy()
+    count, height, width, channels = pixels.shape
+    sizes = np.rint(rng.uniform(*ERASED, (count, 2)) * (height, width)).astype(int)
+    corners = (rng.random((count, 2)) * ((height, width) - sizes + 1)).astype(int)
+    greys = rng.random((count, channels), np.float32)
+    for image, (tall, wide), (top, left), grey in zip(found, sizes, corners, greys, strict=True):
+        image[top : top + tall, left : left + wide] = grey
+    return found
+
+
+CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
+    {"none": unchanged, "affine": affine, "quarter-turns": quarter_turns, "erased": erased}
+)
+"""By name, as `--corruption` takes it."""

@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from training.scores import MEAN_SQUARED_ERROR, Score
+from training.scores import MEAN_SQUARED_ERROR, Score, with_latent
 from worker.core.errors import ConfigurationError
 
 FILTERS = (32, 64)
@@ -60,13 +60,10 @@ def build_scorer(autoencoder: Any, score: Score = MEAN_SQUARED_ERROR) -> Any:
     """
     image = keras.Input(autoencoder.input_shape[1:], dtype="uint8", name="image")
     pixels = ops.cast(image, "float32") / 255
-    latent_too = keras.Model(
-        autoencoder.input, [autoencoder.output, autoencoder.get_layer("latent").output], name="autoencoder"
-    )
-    reconstruction, latent = latent_too(pixels)
-    squared = ops.square(pixels - reconstruction)
-    error = ops.mean(squared, axis=(1, 2, 3))
-    found = score.of(squared, error, latent)
+    reconstruction, latent = with_latent(autoencoder)(pixels)
+    difference = pixels - reconstruction
+    error = ops.mean(ops.square(difference), axis=(1, 2, 3))
+    found = score.of(difference, error, latent)
     return keras.Model(image, {"score": found, "error": error, "reconstruction": reconstruction}, name="scorer")
 
 
@@ -75,21 +72,22 @@ def to_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return images.astype(np.float32) / np.float32(255)
 
 
-def mflop_per_image(autoencoder: Any) -> float:
-    """Millions of multiplications and additions to score one image, of its convolutions and dense layers.
+def mflop_per_image(model: Any) -> float:
+    """Millions of multiplications and additions for one image, of a model's convolutions and dense layers.
 
     A convolution costs 2 k^2 C_in C_out at each pixel of its output, a transposed one at each of its input, a dense
     layer 2 N_in N_out (as in Howard et al., "MobileNets", 2017, section 3.1, with additions counted).
     """
-    total = 0
-    for layer in autoencoder.layers:
+    total = 0.0
+    for layer in model.layers:
         kernel = getattr(layer, "kernel", None)
-        if kernel is None:
-            continue
-        pixels = 1
-        if isinstance(layer, layers.Conv2DTranspose):
-            pixels = int(np.prod(layer.input.shape[1:3]))
-        elif isinstance(layer, layers.Conv2D):
-            pixels = int(np.prod(layer.output.shape[1:3]))
-        total += 2 * pixels * int(np.prod(kernel.shape))
-    return total / 1e6
+        if hasattr(layer, "layers"):
+            total += mflop_per_image(layer)
+        elif kernel is not None:
+            pixels = 1
+            if isinstance(layer, layers.Conv2DTranspose):
+                pixels = int(np.prod(layer.input.shape[1:3]))
+            elif isinstance(layer, layers.Conv2D):
+                pixels = int(np.prod(layer.output.shape[1:3]))
+            total += 2 * pixels * int(np.prod(kernel.shape)) / 1e6
+    return total

@@ -18,11 +18,14 @@ from sklearn.mixture import GaussianMixture
 from worker.adapters.engines import SCORE_LAYER
 from worker.core.bundle import ScoreDefinition
 
-COMPONENTS = 8
+COMPONENTS = 16
 # So many images for each component, or its covariance would be a guess.
-IMAGES_PER_COMPONENT = 400
+IMAGES_PER_COMPONENT = 300
 # Of the whitened features, whose variance is 1.
-REGULARISATION = 1e-2
+REGULARISATION = 0.1
+SMOOTHINGS = 3
+SPOT = 5
+"""Pixels of the side of the square in which the largest local error is looked for."""
 TINY = 1e-8
 
 
@@ -32,76 +35,133 @@ class Score:
 
     Attributes:
         definition: name and pooling.
-        of: squared differences (N, H, W, C), mean squared error (N,) and latent (N, L) as Keras tensors to the score
-            (N,).
+        of: differences between pixels and reconstruction (N, H, W, C), mean squared error (N,) and latent (N, L) as
+            Keras tensors to the score (N,).
     """
 
     definition: ScoreDefinition
     of: Callable[[Any, Any, Any], Any]
 
 
-MEAN_SQUARED_ERROR = Score(ScoreDefinition(name="mse", pooling="mean"), lambda _squared, error, _latent: error)
+MEAN_SQUARED_ERROR = Score(ScoreDefinition(name="mse", pooling="mean"), lambda _difference, error, _latent: error)
 """The tutorial's: the reconstruction error itself."""
 
 
-def largest_spot(side: int = 5) -> Score:
-    """The root of the largest mean over a square of `side` pixels of the squared differences.
+def largest_spot() -> Score:
+    """The root of the largest mean over a square of SPOT pixels of the squared differences.
 
     The mean over an image does not see a scratch that 40 of its 65,536 pixels show; the largest local mean does
     (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 129, 2021: image scores as the maximum of
     the anomaly map).
     """
 
-    def of(squared: Any, error: Any, latent: Any) -> Any:
+    def of(difference: Any, error: Any, latent: Any) -> Any:
         del error, latent
-        by_pixel = ops.mean(squared, axis=3, keepdims=True)
-        local = ops.average_pool(by_pixel, side, strides=1, padding="valid")
-        return ops.sqrt(ops.max(local, axis=(1, 2, 3)) + TINY)
+        return ops.sqrt(_largest_local_error(difference) + TINY)
 
-    return Score(ScoreDefinition("root_mse", f"max_of_mean_{side}x{side}"), of)
+    return Score(ScoreDefinition("root_mse", f"max_of_mean_{SPOT}x{SPOT}"), of)
 
 
-def mixture_density(latents: NDArray[np.float32], errors: NDArray[np.float32], seed: int) -> Score:
-    """How thinly populated the place is that an image has among normal ones: of its latent and its log error.
+def mixture_density(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
+    """How thinly populated the place is that an image has among normal ones: of its latent and its errors.
 
-    A mixture of K Gaussians (Dempster, Laird & Rubin 1977) is fitted to x = (latent, log error) of normal images.
-    With weights p, means m and covariances S the density at x is sum_k p_k N(x; m_k, S_k). The score is
+    A mixture of K Gaussians (Dempster, Laird & Rubin 1977) is fitted to the features x of normal images, see
+    _features(). With weights p, means m and covariances S the density at x is sum_k p_k N(x; m_k, S_k). The score is
 
         -log sum_k w_k exp(-d_k^2 / 2),    d_k^2 = (x - m_k)' S_k^-1 (x - m_k),    w_k = c p_k |S_k|^(-1/2)
 
     with c such that the w sum to 1: the negative log density up to a constant that makes it 0 at best. With one
     component it is half the squared Mahalanobis distance (Lee et al., "A Simple Unified Framework for Detecting
-    Out-of-Distribution Samples", NeurIPS 2018, equation 2).
+    Out-of-Distribution Samples", NeurIPS 2018, equation 2). Several errors beside the latent: as in Zong et al.,
+    "Deep Autoencoding Gaussian Mixture Model", ICLR 2018, equations 1 to 3.
 
     Args:
-        latents: float32 (n, L), of normal images.
-        errors: float32 (n,), their mean squared errors.
-        seed: of the fit.
+        autoencoder: fitted.
+        images: uint8 (n, H, W, C), normal.
+        seed: of the mixture's fit.
     """
-    features = np.column_stack([latents, np.log(errors + TINY)]).astype(np.float64)
-    mean, size = features.mean(axis=0), features.shape[1]
-    covariance = np.atleast_2d(np.cov(features, rowvar=False))
-    whitening = np.linalg.cholesky(np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / size * np.eye(size)))
-    components = int(np.clip(len(features) // IMAGES_PER_COMPONENT, 1, COMPONENTS))
-    mixture = GaussianMixture(components, reg_covar=REGULARISATION, random_state=seed)
-    mixture.fit((features - mean) @ whitening)
+    fitted = fit_mixture(features_of(autoencoder, images), seed)
+    size, components, mixture = len(fitted.mean), fitted.gaussians.n_components, fitted.gaussians
     # y_k = (x - mean) W P_k - m_k P_k, with P_k P_k' = S_k^-1, so that d_k^2 is the sum of its squares.
-    kernels = [whitening @ factor for factor in mixture.precisions_cholesky_]
+    kernels = [fitted.whitening @ factor for factor in mixture.precisions_cholesky_]
     biases = [
-        -centre @ factor - mean @ kernel
+        -centre @ factor - fitted.mean @ kernel
         for centre, factor, kernel in zip(mixture.means_, mixture.precisions_cholesky_, kernels, strict=True)
     ]
     weights = np.log(mixture.weights_) + [np.log(np.diag(factor)).sum() for factor in mixture.precisions_cholesky_]
     weights -= np.logaddexp.reduce(weights)
 
-    def of(squared: Any, error: Any, latent: Any) -> Any:
-        del squared
-        features = ops.concatenate([latent, ops.log(ops.expand_dims(error, 1) + TINY)], axis=1)
-        distances = _fixed("whiten", np.hstack(kernels), np.hstack(biases))(features)
+    def of(difference: Any, error: Any, latent: Any) -> Any:
+        distances = _fixed("whiten", np.hstack(kernels), np.hstack(biases))(_features(difference, error, latent))
         squares = ops.sum(ops.square(ops.reshape(distances, (-1, components, size))), axis=2)
         return -ops.logsumexp(_fixed("weigh", -0.5 * np.eye(components), weights)(squares), axis=1)
 
     return Score(ScoreDefinition("mixture_density", "mean"), of)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussians fitted to features that were whitened before: mean (F,), whitening (F, F), applied from the right."""
+
+    mean: NDArray[np.float64]
+    whitening: NDArray[np.float64]
+    gaussians: GaussianMixture
+
+    def log_density(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Of features (n, F), up to the constant that the whitening makes, as (n,)."""
+        return np.asarray(self.gaussians.score_samples((features - self.mean) @ self.whitening))
+
+
+def fit_mixture(features: NDArray[np.floating], seed: int, components: int = COMPONENTS) -> Mixture:
+    """Fit at most `components` Gaussians to features (n, F), fewer where there are too few rows for so many."""
+    values = features.astype(np.float64)
+    mean, size = values.mean(axis=0), values.shape[1]
+    covariance = np.atleast_2d(np.cov(values, rowvar=False))
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / size * np.eye(size)))
+    count = int(np.clip(len(values) // IMAGES_PER_COMPONENT, 1, components))
+    gaussians = GaussianMixture(count, reg_covar=REGULARISATION, random_state=seed)
+    gaussians.fit((values - mean) @ whitening)
+    return Mixture(mean, whitening, gaussians)
+
+
+def features_of(autoencoder: Any, images: NDArray[np.uint8], batch_size: int = 256) -> NDArray[np.float32]:
+    """What mixture_density() looks at, float32 (n, F), of images, uint8 (n, H, W, C)."""
+    image = keras.Input(autoencoder.input_shape[1:], dtype="uint8")
+    pixels = ops.cast(image, "float32") / 255
+    reconstruction, latent = with_latent(autoencoder)(pixels)
+    difference = pixels - reconstruction
+    features = _features(difference, ops.mean(ops.square(difference), axis=(1, 2, 3)), latent)
+    return np.asarray(keras.Model(image, features).predict(images, batch_size=batch_size, verbose=0))
+
+
+def with_latent(autoencoder: Any) -> Any:
+    """The autoencoder with two outputs, its reconstruction and its latent."""
+    outputs = [autoencoder.output, autoencoder.get_layer("latent").output]
+    return keras.Model(autoencoder.input, outputs, name="autoencoder")
+
+
+def _features(difference: Any, error: Any, latent: Any) -> Any:
+    """The latent, and logarithms of errors that say how large the differences are and what they are like.
+
+    Of the differences themselves and of their running means over 3, 5 and 7 pixels, which noise does not survive
+    and a missing stroke does; of the largest local error; of the edges in the differences.
+    """
+    errors = [error]
+    smooth = difference
+    for _ in range(SMOOTHINGS):
+        smooth = ops.average_pool(smooth, 3, strides=1, padding="valid")
+        errors.append(ops.mean(ops.square(smooth), axis=(1, 2, 3)))
+    errors.append(_largest_local_error(difference))
+    across = ops.square(difference[:, :, 1:] - difference[:, :, :-1])
+    down = ops.square(difference[:, 1:] - difference[:, :-1])
+    errors.append(ops.mean(across, axis=(1, 2, 3)) + ops.mean(down, axis=(1, 2, 3)))
+    return ops.concatenate([latent, ops.log(ops.stack(errors, axis=1) + TINY)], axis=1)
+
+
+def _largest_local_error(difference: Any) -> Any:
+    """The largest mean over a square of SPOT pixels of the squared differences (N, H, W, C), as (N,)."""
+    by_pixel = ops.mean(ops.square(difference), axis=3, keepdims=True)
+    return ops.max(ops.average_pool(by_pixel, SPOT, strides=1, padding="valid"), axis=(1, 2, 3))
 
 
 def _fixed(name: str, kernel: NDArray[np.float64], bias: NDArray[np.float64]) -> Any:
@@ -110,15 +170,3 @@ def _fixed(name: str, kernel: NDArray[np.float64], bias: NDArray[np.float64]) ->
     layer.build((None, len(kernel)))
     layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
     return layer
-
-
-def latents_and_errors(
-    autoencoder: Any, images: NDArray[np.uint8], batch_size: int = 256
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Latents (n, L) and mean squared errors (n,) of images, uint8 (n, H, W, C)."""
-    image = keras.Input(autoencoder.input_shape[1:], dtype="uint8")
-    pixels = ops.cast(image, "float32") / 255
-    out = keras.Model(autoencoder.input, [autoencoder.output, autoencoder.get_layer("latent").output])(pixels)
-    error = ops.mean(ops.square(pixels - out[0]), axis=(1, 2, 3))
-    latents, errors = keras.Model(image, [out[1], error]).predict(images, batch_size=batch_size, verbose=0)
-    return latents, errors

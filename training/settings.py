@@ -211,6 +211,8 @@ class Benchmark(Command):
           digits 2 and 8 of the shipped sample, one seed, few epochs: minutes
       reconstream-train benchmark --data mnist.npz --seeds 5
           hours; it goes on where it was interrupted
+      reconstream-train benchmark --surfaces --presets default
+          textures of 256 x 256 with scratches, stains and missing parts of stated sizes
 
     The baselines are PCA (32 components, reconstruction error) and the distance to the nearest normal image.
     """
@@ -223,6 +225,7 @@ class Benchmark(Command):
     seeds: int = Field(1, ge=1, le=100, description="fits of each, with the seeds 0, 1, ...; 1 to 100")
     epochs: int | None = Field(None, ge=1, le=10_000, description="passes over the images; none: the preset's")
     quick: bool = Field(default=False, description="a quarter of the epochs; digits 2 and 8, unless others are named")
+    surfaces: bool = Field(default=False, description="made surfaces with small defects instead of digits")
     # Aliased: pydantic models have a method of that name.
     json_file: Path = Field(
         Path("build/quality.json"), alias="json", description="file with the results; what it holds is not run again"

@@ -14,7 +14,7 @@ from worker.core.bundle import CURRENT, REPORT, Manifest
 
 if TYPE_CHECKING:
     from training.evaluate import Judged
-    from training.quality import Summary
+    from training.results import Summary, SurfaceSummary
 
 
 def show_skipped(console: Console, skipped: Sequence[str]) -> None:
@@ -152,4 +152,16 @@ def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
             str(len(found.digits)),
             str(len(found.seeds)),
         )
+    console.print(table)
+
+
+def show_surfaces(console: Console, summaries: Mapping[str, Mapping[str, "SurfaceSummary"]]) -> None:
+    """A row for each kind and size of defect, and each name."""
+    table = _table("defect", "", "AUROC", "recall at 0.1 % FPR", "AUROC of pixels", "textures", "seeds")
+    for defect in dict.fromkeys(defect for found in summaries.values() for defect in found):
+        for name, by_defect in summaries.items():
+            if (found := by_defect.get(defect)) is not None:
+                placed = "-" if found.localisation_auroc is None else f"{found.localisation_auroc:.3f}"
+                counts = (str(len(found.textures)), str(len(found.seeds)))
+                table.add_row(defect, name, f"{found.auroc:.4f}", f"{found.recall:.3f}", placed, *counts)
     console.print(table)

@@ -82,19 +82,17 @@ def test_the_mixtures_score_is_its_formula(autoencoder: Any, images: NDArray[np.
     from sklearn.mixture import GaussianMixture
 
     from training.model import build_scorer
-    from training.scores import latents_and_errors, mixture_density
+    from training.scores import features_of, mixture_density
 
-    latents, errors = latents_and_errors(autoencoder, images[:count])
-    score = mixture_density(latents, errors, seed=0)
+    score = mixture_density(autoencoder, images[:count], seed=0)
     found = KerasScorer(build_scorer(autoencoder, score), 64).score_all(images)[0].astype(np.float64)
-    latents, errors = latents_and_errors(autoencoder, images)
-    features = np.column_stack([latents, np.log(errors + 1e-8)]).astype(np.float64)
-    fitted = features[:count]
+    features = features_of(autoencoder, images).astype(np.float64)
+    fitted, size = features[:count], features.shape[1]
     covariance = np.cov(fitted, rowvar=False)
-    whitening = np.linalg.cholesky(np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / 4 * np.eye(4)))
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / size * np.eye(size)))
     white = (features - fitted.mean(axis=0)) @ whitening
-    components = {300: 1, 900: 2}[count]
-    mixture = GaussianMixture(components, reg_covar=1e-2, random_state=0).fit(white[:count])
+    components = {300: 1, 900: 3}[count]
+    mixture = GaussianMixture(components, reg_covar=0.1, random_state=0).fit(white[:count])
     expected = -mixture.score_samples(white)
     np.testing.assert_allclose(found - found[0], expected - expected[0], atol=2e-3)
     assert found.min() >= 0
@@ -104,12 +102,37 @@ def test_the_mixtures_score_is_its_formula(autoencoder: Any, images: NDArray[np.
         np.testing.assert_allclose(found, distances / 2, rtol=2e-3, atol=1e-3)
 
 
+def test_the_features_are_the_latent_and_the_logarithms_of_these_errors(
+    autoencoder: Any, images: NDArray[np.uint8]
+) -> None:
+    from keras import ops
+
+    from training.scores import features_of, with_latent
+
+    found = features_of(autoencoder, images[:30])
+    pixels = images[:30].astype(np.float32) / 255
+    reconstruction, latent = (ops.convert_to_numpy(out) for out in with_latent(autoencoder)(pixels))
+    difference = (pixels - reconstruction).astype(np.float64)[..., 0]
+
+    def windows(values: NDArray[np.floating], side: int) -> NDArray[np.floating]:
+        windows = np.lib.stride_tricks.sliding_window_view(values, (side, side), axis=(1, 2))
+        return np.asarray(windows.mean(axis=(3, 4)))
+
+    smooth = [difference]
+    for _ in range(3):
+        smooth.append(windows(smooth[-1], 3))
+    errors = [np.square(values).mean(axis=(1, 2)) for values in smooth]
+    errors.append(windows(np.square(difference), 5).max(axis=(1, 2)))
+    errors.append(sum(np.square(np.diff(difference, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)))
+    np.testing.assert_allclose(found, np.column_stack([latent, np.log(np.stack(errors, axis=1))]), atol=1e-3)
+
+
 def test_the_scores_own_layers_stay_float32(autoencoder: Any, images: NDArray[np.uint8]) -> None:
     from training.model import build_scorer
-    from training.scores import latents_and_errors, mixture_density
+    from training.scores import mixture_density
     from worker.adapters import engines
 
-    model = build_scorer(autoencoder, mixture_density(*latents_and_errors(autoencoder, images), seed=0))
+    model = build_scorer(autoencoder, mixture_density(autoencoder, images, seed=0))
     low = engines.in_bfloat16(model)
     kinds = {layer.name: layer.compute_dtype for layer in engines._layers(low)}
     assert {kinds["score_whiten"], kinds["score_weigh"]} == {"float32"}
@@ -124,14 +147,14 @@ def test_the_largest_spot_sees_what_the_mean_does_not() -> None:
     from training.scores import largest_spot
 
     rng = np.random.default_rng(5)
-    squared = rng.uniform(0, 0.02, (40, 64, 64, 1)).astype(np.float32)
-    squared[20:, 30:32, 20:40] += 0.2
+    difference = rng.uniform(-0.15, 0.15, (40, 64, 64, 1)).astype(np.float32)
+    difference[20:, 30:32, 20:40] += 0.45
     tensor = keras.Input((64, 64, 1))
     model = keras.Model(tensor, largest_spot().of(tensor, ops.mean(tensor, axis=(1, 2, 3)), None))
-    scores = ops.convert_to_numpy(model(squared))
+    scores = ops.convert_to_numpy(model(difference))
     assert scores[20:].min() > 1.5 * scores[:20].max()
-    local = np.lib.stride_tricks.sliding_window_view(squared[25, :, :, 0], (5, 5)).mean(axis=(2, 3)).max()
-    assert scores[25] == pytest.approx(np.sqrt(local), rel=1e-3)
+    windows = np.lib.stride_tricks.sliding_window_view(difference[25, :, :, 0] ** 2, (5, 5))
+    assert scores[25] == pytest.approx(np.sqrt(windows.mean(axis=(2, 3)).max()), rel=1e-3)
 
 
 @pytest.mark.parametrize("preset", PRESET_NAMES)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.quality import BASELINES, Book, Fitted, Images, Result, Split, figures, run, summarise
+from training.contenders import BASELINES, Fitted, Images
+from training.quality import Split, figures, run
+from training.results import Book, Result, summarise
 from worker.core.errors import ConfigurationError
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from training.corruptions import affine
 from training.presets.preset import LARGE, Preset
-from training.scores import Score, largest_spot, latents_and_errors, mixture_density
+from training.scores import Score, largest_spot, mixture_density
 
 SMALLEST = 8
 """Pixels to which height and width are halved at most."""
@@ -37,7 +37,7 @@ def score(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
     """By the images' size, see above."""
     if max(images.shape[1:3]) > LARGE:
         return largest_spot()
-    return mixture_density(*latents_and_errors(autoencoder, images), seed)
+    return mixture_density(autoencoder, images, seed)
 
 
 PRESET = Preset(name="default", filters=filters, corrupt=affine, score=score, epochs=40, decay=True)

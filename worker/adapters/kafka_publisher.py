@@ -82,7 +82,8 @@ class KafkaPublisher:
             # The client's word for a partition that its metadata does not have; the rebuild brings a fresh one.
             topic, partition = records[len(futures)][:2]
             raise DeliveryFailed("refused", f"'{topic}' has no partition {partition}: {error}", topic) from error
-        return KafkaTicket(producer, records, futures, self._under_way)
+        delivery_timeout_s = producer.config["delivery_timeout_ms"] / 1000
+        return KafkaTicket(producer, records, futures, self._under_way, delivery_timeout_s)
 
     def rebuild(self) -> bool:
         """See worker.ports.Publisher. The next send() connects anew."""

@@ -15,6 +15,7 @@ from kafka.errors import (
     FencedInstanceIdError,
     IllegalGenerationError,
     InvalidTopicError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     ProducerFencedError,
     RecordListTooLargeError,
@@ -30,6 +31,8 @@ from worker.ports import RecordRefused
 # How long send() may wait for metadata: the I/O thread must not stand still for longer.
 MAX_BLOCK_MS = 5_000
 ANSWERED_S = 2.0
+# What the client has not decided so long after its own limit it never will.
+OVERDUE_S = 10.0
 # The offset that kafka-python gives to a batch that it ends itself.
 GIVEN_UP = -1
 
@@ -50,9 +53,10 @@ class KafkaTicket:
         producer: that sent them.
         records, futures: as many of the one as of the other; the last may be a RecordRefused instead of a future.
         under_way: tickets of this producer that are not settled, oldest first; this one adds and removes itself.
+        delivery_timeout_s: within which the client says of each record what became of it.
     """
 
-    __slots__ = ("_futures", "_look_at", "_producer", "_records", "_under_way")
+    __slots__ = ("_futures", "_look_at", "_overdue_at", "_producer", "_records", "_under_way")
 
     def __init__(
         self,
@@ -60,12 +64,15 @@ class KafkaTicket:
         records: Sequence[OutRecord],
         futures: list[Any],
         under_way: "deque[KafkaTicket]",
+        delivery_timeout_s: float,
     ) -> None:
         self._producer = producer
         self._records = records
         self._futures = futures
         self._under_way = under_way
-        self._look_at = time.monotonic() + MAX_BLOCK_MS / 1000
+        now = time.monotonic()
+        self._look_at = now + MAX_BLOCK_MS / 1000
+        self._overdue_at = now + delivery_timeout_s + OVERDUE_S
         under_way.append(self)
 
     def settled(self) -> bool:
@@ -77,7 +84,7 @@ class KafkaTicket:
             if isinstance(future, RecordRefused):
                 raise self._cause(future) from future
             if not future.is_done:
-                self._look_for_topic(self._records[len(futures) - 1].topic)
+                self._look_closer(self._records[len(futures) - 1].topic)
                 return False
             if future.exception is not None:
                 raise self._cause(future.exception) from future.exception
@@ -96,14 +103,22 @@ class KafkaTicket:
         # No record's own failure: a transaction's partitions, for example, are refused as a whole.
         return error if isinstance(error, RecordRefused) else failure_of(error, None)
 
-    def _look_for_topic(self, topic: str) -> None:
-        """The client sends to a topic that was deleted until its delivery times out: say so before."""
+    def _look_closer(self, topic: str) -> None:
+        """Whether there is anything to wait for.
+
+        The client sends to a topic that was deleted until its delivery times out. And it may never say what became of
+        a record: when a batch's time was up after it had been sent once, kafka-python drops its producer id and never
+        asks for another (TransactionManager.reset_producer_id leaves a state in which init_producer_id does nothing);
+        from then on it sends nothing and gives nothing up.
+        """
         now = time.monotonic()
         if now < self._look_at:
             return
         self._look_at = now + MAX_BLOCK_MS / 1000
         if is_missing(self._producer, topic):
             raise gone(topic)
+        if now >= self._overdue_at:
+            raise self._cause(KafkaTimeoutError("the client has neither delivered them nor given them up in time"))
 
 
 def is_missing(producer: KafkaProducer, topic: str) -> bool:
