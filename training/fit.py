@@ -151,7 +151,6 @@ def fit_autoencoder(
             )
         standing.loss.append(loss)
         standing.validation_loss.append(_validation_loss(autoencoder, validation, batch_size, corrupt, seed))
-        progress.epoch(epoch, standing.loss[-1], standing.validation_loss[-1])
         standing.best = int(np.argmin(standing.validation_loss)) + 1
         standing.seconds = time.monotonic() - start
         standing.ended = _ended(standing, patience, budget_s)
@@ -160,6 +159,8 @@ def fit_autoencoder(
         if save is not None:
             standing.generator = dict(order.bit_generator.state)
             save(Saved(standing, arrays_of(variables_of(autoencoder)), best))
+        # Now, not before: an epoch that was shown is not lost.
+        progress.epoch(epoch, standing.loss[-1], standing.validation_loss[-1])
     kept = standing.best if patience is not None else len(standing.loss)
     if kept != len(standing.loss):
         assign(autoencoder.variables, best)
