@@ -100,7 +100,7 @@ def test_a_damaged_file_begins_the_fit_anew(
     (file,) = (tmp_path / FOLDER).iterdir()
     file.write_bytes(file.read_bytes()[:-100])
     capsys.readouterr()
-    interrupted_after(1, monkeypatch, given)
+    interrupted_after(2, monkeypatch, given)
     shown = capsys.readouterr().out
     assert f"{file}' holds no fit that could go on" in shown
     assert "begins anew" in shown
