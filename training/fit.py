@@ -180,8 +180,12 @@ def typical(autoencoder: Any, images: Images, batch_size: int) -> NDArray[np.int
     for part in parts(images, batch_size):
         pixels = to_pixels(part)
         errors.append(np.mean(np.square(autoencoder.predict_on_batch(pixels) - pixels), axis=(1, 2, 3)))
-    count = learned_per_epoch(len(images), robust=True)
-    return np.sort(np.argsort(np.concatenate(errors), kind="stable")[:count])
+    return lowest(np.concatenate(errors))
+
+
+def lowest(values: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Which of the values (n,) are not among the TRIMMED share of the largest, in their order."""
+    return np.sort(np.argsort(values, kind="stable")[: learned_per_epoch(len(values), robust=True)])
 
 
 def variables_of(autoencoder: Any) -> list[Any]:

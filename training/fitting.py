@@ -18,10 +18,10 @@ from training.fit import (
     compile_autoencoder,
     fit_autoencoder,
     learned_per_epoch,
+    lowest,
     make_repeatable,
     seconds_per_step,
     steps_per_epoch,
-    typical,
     variables_of,
 )
 from training.images import Images, sample, subset
@@ -34,6 +34,7 @@ from training.scores import Score
 from training.settings import Fit
 from training.show import in_words
 from training.threshold_settings import ThresholdSettings
+from worker.adapters.keras_scorer import KerasScorer
 from worker.core.errors import ConfigurationError
 
 NOT_OF_THE_FIT = frozenset(
@@ -147,7 +148,7 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
         "robust": settings.robust,
         "time_budget_minutes": settings.time_budget or "none",
     }
-    return Fitted(autoencoder, history, _score(settings, preset, autoencoder, dataset.fit), facts, kept)
+    return Fitted(autoencoder, history, fit_score(preset, autoencoder, dataset.fit, settings), facts, kept)
 
 
 def what_decides(settings: Fit, preset: Preset, dataset: Dataset) -> dict[str, Any]:
@@ -207,11 +208,19 @@ def _save(kept: SavedFit, saved: Saved, console: Console) -> None:
         console.print(f"This epoch is not saved: {escape(str(error))}.", style="yellow", soft_wrap=True)
 
 
-def _score(settings: Fit, preset: Preset, autoencoder: Any, images: Images) -> Score:
-    """What the network is judged by; of a robust fit, by its typical images."""
+def fit_score(preset: Preset, autoencoder: Any, images: Images, settings: Fit) -> Score:
+    """What the network is judged by, fitted to as many images as the memory should hold.
+
+    A robust fit fits it twice, the second time without the images that the first one calls the strangest: a step of
+    concentration (Rousseeuw & Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
+    Technometrics 41, 1999, theorem 1).
+    """
+    held = sample(images)
+    score = preset.score(autoencoder, held, settings.seed)
     if settings.robust:
-        images = subset(images, typical(autoencoder, images, settings.batch_size))
-    return preset.score(autoencoder, sample(images), settings.seed)
+        strangeness, _ = KerasScorer(model.build_scorer(autoencoder, score)).score_all(held)
+        score = preset.score(autoencoder, held[lowest(strangeness)], settings.seed)
+    return score
 
 
 def _tell(

@@ -272,3 +272,31 @@ def test_a_robust_fit_leaves_out_what_is_restored_worst() -> None:
     fitted(autoencoder, images, epochs=3, robust=True, batch_size=10)
     assert [len(batch) for batch in autoencoder.learned] == [10, 10, 10, 8] * 3
     assert max(float(batch.max()) for batch in autoencoder.learned[4:]) == 0
+
+
+def test_a_robust_score_is_fitted_without_the_strangest_images() -> None:
+    import keras
+
+    from training.fitting import fit_score
+    from training.presets import PRESETS
+    from training.scores import MEAN_SQUARED_ERROR, Score
+    from training.settings import Fit, parse
+
+    told: list[int] = []
+
+    def score(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
+        told.append(len(images))
+        assert images.max() == (255 if len(told) in {1, 2} else 0)
+        return MEAN_SQUARED_ERROR
+
+    images = np.zeros((40, 4, 4, 1), np.uint8)
+    images[[3, 9]] = 255
+    pixels = keras.Input((4, 4, 1))
+    latent = keras.layers.Dense(1, name="latent")(keras.layers.Flatten()(pixels))
+    black = keras.layers.Reshape((4, 4, 1))(keras.layers.Dense(16, kernel_initializer="zeros")(latent))
+    preset = replace(PRESETS["default"], score=score)
+    for arguments in (["fit"], ["fit", "--robust"]):
+        settings = parse(arguments)
+        assert isinstance(settings, Fit)
+        fit_score(preset, keras.Model(pixels, black), images, settings)
+    assert told == [40, 40, 38]
