@@ -8,6 +8,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
@@ -18,7 +20,6 @@ from training.fit import (
     compile_autoencoder,
     fit_autoencoder,
     learned_per_epoch,
-    lowest,
     make_repeatable,
     seconds_per_step,
     steps_per_epoch,
@@ -37,6 +38,9 @@ from training.threshold_settings import ThresholdSettings
 from worker.adapters.keras_scorer import KerasScorer
 from worker.core.errors import ConfigurationError
 
+FOLDS = 5
+SUSPICIOUS = 0.05
+"""The share of images that a robust fit's score leaves out."""
 NOT_OF_THE_FIT = frozenset(
     {
         *ThresholdSettings.model_fields,
@@ -209,18 +213,28 @@ def _save(kept: SavedFit, saved: Saved, console: Console) -> None:
 
 
 def fit_score(preset: Preset, autoencoder: Any, images: Images, settings: Fit) -> Score:
-    """What the network is judged by, fitted to as many images as the memory should hold.
-
-    A robust fit fits it twice, the second time without the images that the first one calls the strangest: a step of
-    concentration (Rousseeuw & Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
-    Technometrics 41, 1999, theorem 1).
-    """
+    """What the network is judged by, fitted to as many images as the memory should hold; see unsuspicious()."""
     held = sample(images)
-    score = preset.score(autoencoder, held, settings.seed)
     if settings.robust:
-        strangeness, _ = KerasScorer(model.build_scorer(autoencoder, score)).score_all(held)
-        score = preset.score(autoencoder, held[lowest(strangeness)], settings.seed)
-    return score
+        held = held[unsuspicious(preset, autoencoder, held, settings.seed)]
+    return preset.score(autoencoder, held, settings.seed)
+
+
+def unsuspicious(preset: Preset, autoencoder: Any, images: NDArray[np.uint8], seed: int) -> NDArray[np.intp]:
+    """Which images, uint8 (n, H, W, C), to fit a score to where some are anomalies, in their order.
+
+    Each of FOLDS parts is scored by what was fitted to the others, and loses the SUSPICIOUS share that scores
+    highest: a score that was fitted to an anomaly calls it normal (filtering by cross-validation: Brodley & Friedl,
+    "Identifying Mislabeled Training Data", JAIR 11, 1999, section 3).
+    """
+    fold = np.random.default_rng(seed).permutation(len(images)) % FOLDS
+    kept = []
+    for part in range(FOLDS):
+        score = preset.score(autoencoder, images[fold != part], seed)
+        own = np.flatnonzero(fold == part)
+        scores, _ = KerasScorer(model.build_scorer(autoencoder, score)).score_all(images[own])
+        kept.append(own[np.argsort(scores, kind="stable")[: len(own) - int(len(own) * SUSPICIOUS)]])
+    return np.sort(np.concatenate(kept))
 
 
 def _tell(

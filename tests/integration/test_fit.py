@@ -266,37 +266,44 @@ def test_the_time_of_a_step_is_with_its_distortion() -> None:
 
 
 def test_a_robust_fit_leaves_out_what_is_restored_worst() -> None:
-    images = np.zeros((40, 4, 4, 1), np.uint8)
+    images = np.zeros((100, 4, 4, 1), np.uint8)
     images[[7, 30]] = 255  # the network that restores nothing but black restores them worst
     autoencoder = Scripted()
-    fitted(autoencoder, images, epochs=3, robust=True, batch_size=10)
-    assert [len(batch) for batch in autoencoder.learned] == [10, 10, 10, 8] * 3
-    assert max(float(batch.max()) for batch in autoencoder.learned[4:]) == 0
+    fitted(autoencoder, images, epochs=3, robust=True, batch_size=20)
+    assert [len(batch) for batch in autoencoder.learned] == [20, 20, 20, 20, 18] * 3
+    assert max(float(batch.max()) for batch in autoencoder.learned[5:]) == 0
 
 
-def test_a_robust_score_is_fitted_without_the_strangest_images() -> None:
+def test_a_robust_score_is_fitted_without_what_one_fitted_to_the_others_calls_strange(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import keras
 
-    from training.fitting import fit_score
+    from training import fitting
     from training.presets import PRESETS
     from training.scores import MEAN_SQUARED_ERROR, Score
     from training.settings import Fit, parse
 
-    told: list[int] = []
+    told: list[NDArray[np.uint8]] = []
 
     def score(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
-        told.append(len(images))
-        assert images.max() == (255 if len(told) in {1, 2} else 0)
+        told.append(images)
         return MEAN_SQUARED_ERROR
 
-    images = np.zeros((40, 4, 4, 1), np.uint8)
-    images[[3, 9]] = 255
+    images = np.zeros((80, 4, 4, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(80)
+    images[9] = 255  # the network restores nothing but black
     pixels = keras.Input((4, 4, 1))
     latent = keras.layers.Dense(1, name="latent")(keras.layers.Flatten()(pixels))
     black = keras.layers.Reshape((4, 4, 1))(keras.layers.Dense(16, kernel_initializer="zeros")(latent))
     preset = replace(PRESETS["default"], score=score)
-    for arguments in (["fit"], ["fit", "--robust"]):
-        settings = parse(arguments)
+    monkeypatch.setattr(fitting, "FOLDS", 2)
+    for given in (["fit"], ["fit", "--robust"]):
+        settings = parse(given)
         assert isinstance(settings, Fit)
-        fit_score(preset, keras.Model(pixels, black), images, settings)
-    assert told == [40, 40, 38]
+        fitting.fit_score(preset, keras.Model(pixels, black), images, settings)
+    assert [len(found) for found in told] == [80, 40, 40, 76]
+    firsts = [set(found[:, 0, 0, 0].tolist()) for found in told]
+    assert firsts[1] | firsts[2] == firsts[0]
+    assert not firsts[1] & firsts[2]
+    assert 255 not in firsts[3]
