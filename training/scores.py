@@ -13,12 +13,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
+from scipy import special
 from sklearn.mixture import GaussianMixture
 
 from worker.adapters.engines import SCORE_LAYER
 from worker.core.bundle import ScoreDefinition
 
 COMPONENTS = 16
+FITS = 4
 # So many images for each component, or its covariance would be a guess.
 IMAGES_PER_COMPONENT = 300
 # Of the whitened features, whose variance is 1.
@@ -62,11 +64,33 @@ def largest_spot() -> Score:
     return Score(ScoreDefinition("root_mse", f"max_of_mean_{SPOT}x{SPOT}"), of)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussians over features, see mixture_density().
+
+    Attributes:
+        kernels, biases: (K, F, F) and (K, F): d_k is the length of x kernels_k + biases_k.
+        log_weights: (K,), of the w.
+    """
+
+    kernels: NDArray[np.float64]
+    biases: NDArray[np.float64]
+    log_weights: NDArray[np.float64]
+
+    def score(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The score of features (n, F), as (n,)."""
+        squares = [
+            np.square(features @ kernel + bias).sum(axis=1)
+            for kernel, bias in zip(self.kernels, self.biases, strict=True)
+        ]
+        return np.asarray(-special.logsumexp(self.log_weights - 0.5 * np.stack(squares, axis=1), axis=1))
+
+
 def mixture_density(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
     """How thinly populated the place is that an image has among normal ones: of its latent and its errors.
 
-    A mixture of K Gaussians (Dempster, Laird & Rubin 1977) is fitted to the features x of normal images, see
-    _features(). With weights p, means m and covariances S the density at x is sum_k p_k N(x; m_k, S_k). The score is
+    A mixture of K Gaussians is fitted to the features x of normal images, see _features(). With weights p, means m
+    and covariances S the density at x is sum_k p_k N(x; m_k, S_k). The score is
 
         -log sum_k w_k exp(-d_k^2 / 2),    d_k^2 = (x - m_k)' S_k^-1 (x - m_k),    w_k = c p_k |S_k|^(-1/2)
 
@@ -80,48 +104,42 @@ def mixture_density(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> S
         images: uint8 (n, H, W, C), normal.
         seed: of the mixture's fit.
     """
-    fitted = fit_mixture(features_of(autoencoder, images), seed)
-    size, components, mixture = len(fitted.mean), fitted.gaussians.n_components, fitted.gaussians
-    # y_k = (x - mean) W P_k - m_k P_k, with P_k P_k' = S_k^-1, so that d_k^2 is the sum of its squares.
-    kernels = [fitted.whitening @ factor for factor in mixture.precisions_cholesky_]
-    biases = [
-        -centre @ factor - fitted.mean @ kernel
-        for centre, factor, kernel in zip(mixture.means_, mixture.precisions_cholesky_, kernels, strict=True)
-    ]
-    weights = np.log(mixture.weights_) + [np.log(np.diag(factor)).sum() for factor in mixture.precisions_cholesky_]
-    weights -= np.logaddexp.reduce(weights)
+    mixture = fit_mixture(features_of(autoencoder, images), seed)
+    count, size = mixture.biases.shape
 
     def of(difference: Any, error: Any, latent: Any) -> Any:
-        distances = _fixed("whiten", np.hstack(kernels), np.hstack(biases))(_features(difference, error, latent))
-        squares = ops.sum(ops.square(ops.reshape(distances, (-1, components, size))), axis=2)
-        return -ops.logsumexp(_fixed("weigh", -0.5 * np.eye(components), weights)(squares), axis=1)
+        whiten = _fixed("whiten", np.hstack(list(mixture.kernels)), mixture.biases.ravel())
+        distances = whiten(_features(difference, error, latent))
+        squares = ops.sum(ops.square(ops.reshape(distances, (-1, count, size))), axis=2)
+        return -ops.logsumexp(_fixed("weigh", -0.5 * np.eye(count), mixture.log_weights)(squares), axis=1)
 
     return Score(ScoreDefinition("mixture_density", "mean"), of)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Gaussians fitted to features that were whitened before: mean (F,), whitening (F, F), applied from the right."""
-
-    mean: NDArray[np.float64]
-    whitening: NDArray[np.float64]
-    gaussians: GaussianMixture
-
-    def log_density(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Of features (n, F), up to the constant that the whitening makes, as (n,)."""
-        return np.asarray(self.gaussians.score_samples((features - self.mean) @ self.whitening))
-
-
 def fit_mixture(features: NDArray[np.floating], seed: int, components: int = COMPONENTS) -> Mixture:
-    """Fit at most `components` Gaussians to features (n, F), fewer where there are too few rows for so many."""
+    """Fit Gaussians to features (n, F): FITS times at most `components`, fewer where there are too few rows.
+
+    Expectation maximisation (Dempster, Laird & Rubin 1977) ends in one of many optima; the mean of some of their
+    densities is better than one of them (Ormoneit & Tresp, "Improved Gaussian Mixture Density Estimates Using
+    Bayesian Penalty Terms and Network Averaging", NIPS 1995).
+    """
     values = features.astype(np.float64)
     mean, size = values.mean(axis=0), values.shape[1]
     covariance = np.atleast_2d(np.cov(values, rowvar=False))
     whitening = np.linalg.cholesky(np.linalg.inv(covariance + 1e-4 * np.trace(covariance) / size * np.eye(size)))
     count = int(np.clip(len(values) // IMAGES_PER_COMPONENT, 1, components))
-    gaussians = GaussianMixture(count, reg_covar=REGULARISATION, random_state=seed)
-    gaussians.fit((values - mean) @ whitening)
-    return Mixture(mean, whitening, gaussians)
+    white = (values - mean) @ whitening
+    kernels, biases, weights = [], [], []
+    # Of one component there is one optimum.
+    for state in np.random.SeedSequence(seed).generate_state(FITS if count > 1 else 1):
+        found = GaussianMixture(count, reg_covar=REGULARISATION, tol=1e-2, max_iter=200, random_state=int(state))
+        found.fit(white)
+        # d_k is the length of (x - mean) W P_k - m_k P_k, with P_k P_k' = S_k^-1.
+        for weight, centre, factor in zip(found.weights_, found.means_, found.precisions_cholesky_, strict=True):
+            kernels.append(whitening @ factor)
+            biases.append(-centre @ factor - mean @ kernels[-1])
+            weights.append(np.log(weight) + np.log(np.diag(factor)).sum())
+    return Mixture(np.stack(kernels), np.stack(biases), np.asarray(weights) - special.logsumexp(weights))
 
 
 def features_of(autoencoder: Any, images: NDArray[np.uint8], batch_size: int = 256) -> NDArray[np.float32]:

@@ -18,32 +18,32 @@ from types import FrameType
 import numpy as np
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from worker.adapters import kafka_admin
+from worker.adapters import kafka_admin, topic_rules
 from worker.adapters.clients import Client, client
 from worker.adapters.http_server import HttpServer
 from worker.adapters.memory_limit import memory_limit_bytes
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
+from worker.answering import Answerer, Model
+from worker.companions import Companions
 from worker.core.batching import Batcher
 from worker.core.bundle import Bundle, read_bundle
 from worker.core.errors import ConfigurationError, ExitCode
 from worker.core.progress import Progress
-from worker.core.records import SourceRecord, header
+from worker.core.streams import stream_naming
 from worker.core.verdicts import Judge
 from worker.delivery import AtLeastOnce, ExactlyOnce, Guarantee
-from worker.letters import DeadLetters
+from worker.localisation import Localiser
 from worker.pipeline import Limits, Pipeline
 from worker.ports import Publisher, Source
 from worker.reload import Reloader
-from worker.scoring import Answerer, Model, ScoringThread
+from worker.scoring import ScoringThread
 from worker.settings import RunSettings
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 SCORING_END_S = 1.0
-MAX_STREAM_CHARACTERS = 128
-UNNAMED_STREAM = "none"
 MIN_IN_FLIGHT_POLLS = 2
 MAX_POLL_RECORDS = 500
 
@@ -183,6 +183,7 @@ def _run(
     model = _load(bundle, settings, telemetry, step)
     step()
     announce(bundle, telemetry)
+    log.info("localisation: %s", localisation(settings))
 
     readiness.waiting_for("the consumer group")
     step(settings.start_timeout_s)
@@ -216,11 +217,14 @@ def _run(
         publisher=publisher,
         guarantee=guarantee,
         scoring=scoring,
-        letters=DeadLetters(
+        companions=Companions(
             settings.dead_letter_topic,
+            map_topic=settings.maps_to,
+            map_bytes=0 if settings.maps_to is None else model.spec.height * model.spec.width,
             worker_version=importlib.metadata.version("reconstream"),
             accepts=publisher.accepts,
             clock=clock,
+            telemetry=telemetry,
             max_ratio=settings.max_dead_letter_ratio,
             window=settings.dead_letter_window,
         ),
@@ -286,15 +290,15 @@ def _check_topics(settings: RunSettings) -> dict[str, int]:
     if settings.create_topics:
         for name in kafka_admin.create_topics(
             options,
-            *topics,
+            topics,
             settings.create_topics_partitions,
             settings.create_topics_replication_factor,
             settings.start_timeout_s,
         ):
             log.info("created topic '%s'", name)
-    problems = kafka_admin.inspect(options, *topics, settings.max_message_bytes, settings.start_timeout_s)
+    problems = kafka_admin.inspect(options, topics, settings.max_message_bytes, settings.start_timeout_s)
     if problems:
-        raise kafka_admin.error_of(problems)
+        raise topic_rules.error_of(problems)
     return kafka_admin.topic_limits(options, topics, settings.start_timeout_s)
 
 
@@ -328,12 +332,22 @@ def _load(
         raise ConfigurationError(f"the bundle's images do not fit the settings: {error}") from error
     scorer = keras_scorer.KerasScorer.load(bundle, settings.max_batch_size)
     step()
-    scorer.warm_up(step)
+    localised = settings.localisation != "off"
+    scorer.warm_up(step, reconstructions=localised)
     kind, name = scorer.device
     telemetry.set_device(kind, name)
     log.info("loaded %s on %s (%s); threshold %s", bundle.folder.name, kind, name, bundle.threshold)
     judge = Judge(bundle.model, float(bundle.threshold), bundle.calibration.scores)
-    return Model(scorer, judge, spec, keras_scorer.golden_check(scorer, bundle))
+    localiser = Localiser(scorer.reconstruct, map_topic=settings.maps_to, telemetry=telemetry) if localised else None
+    return Model(scorer, judge, spec, keras_scorer.golden_check(scorer, bundle), localiser)
+
+
+def localisation(settings: RunSettings) -> str:
+    """What the worker says at its start of regions and error maps."""
+    if settings.localisation == "off":
+        return "off"
+    maps = "" if settings.maps_to is None else f", and its error map goes to '{settings.maps_to}'"
+    return f"an anomaly's verdict names its region{maps}"
 
 
 def announce(bundle: Bundle, telemetry: PrometheusTelemetry) -> None:
@@ -371,23 +385,3 @@ def unix_time(iso: str) -> float | None:
     except ValueError:
         return None
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-
-
-def stream_naming(rule: str) -> Callable[[SourceRecord], str]:
-    """How a record's stream (camera, line) is named.
-
-    Args:
-        rule: `key`, `partition`, `none` or `header:NAME`.
-    """
-
-    def text(value: bytes | None) -> str:
-        return value.decode(errors="replace")[:MAX_STREAM_CHARACTERS] if value else UNNAMED_STREAM
-
-    if rule == "key":
-        return lambda record: text(record.key)
-    if rule == "partition":
-        return lambda record: str(record.partition)
-    if rule.startswith("header:"):
-        name = rule.removeprefix("header:")
-        return lambda record: text(header(record.headers, name))
-    return lambda _: UNNAMED_STREAM

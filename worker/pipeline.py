@@ -3,7 +3,8 @@
 Theory of operation. This is the I/O thread's program. It alone touches Kafka; what stands in parentheses is
 the scoring thread's (worker.scoring). One turn of the loop, in this order:
 
- 1. collect    answered batches come back and are published: a verdict per record, a dead letter per rejection
+ 1. collect    answered batches come back and are published: a verdict per record, and what goes beside it
+               (worker.companions): a dead letter per rejection, an error map per anomaly where that is set
  2. settle     batches whose every answer was acknowledged make their positions ready
  3. commit     ready positions are committed, at intervals, as the guarantee (worker.delivery) has it
  4. rewind     after a fault: a new publisher, then seek to the committed positions; nothing is polled before
@@ -14,8 +15,9 @@ acknowledged by all in-sync replicas. Any doubt (DeliveryFailed) ends all leases
 reads again from the committed positions: nothing is lost; what was published and not committed repeats in
 at_least_once, and was never visible in exactly_once.
 
-Backpressure: a poll brings no more than what the bounds in records and bytes leave room for; where that is
-nothing, and while a rewind is due, fetching is paused and polling goes on, so that the group sees a living member.
+Backpressure: a poll brings no more than what the bounds in records and bytes leave room for, each record counted with
+the error map that it may cause; where that is nothing, and while a rewind is due, fetching is paused and polling goes
+on, so that the group sees a living member.
 """
 
 import logging
@@ -27,16 +29,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worker.answering import Answers
+from worker.companions import Companions
 from worker.core.batching import Chunk
 from worker.core.errors import DeliveryFailed, ExitCode, KafkaRefused, KafkaUnreachable
 from worker.core.failures import Failures
 from worker.core.offsets import Ledger, Part
 from worker.core.progress import Progress
-from worker.core.records import OutRecord, TopicPartition, record_bytes
+from worker.core.records import OutRecord, TopicPartition
 from worker.delivery import Guarantee
-from worker.letters import DeadLetters
 from worker.ports import Clock, Polled, Publisher, RecordRefused, Source, Telemetry
-from worker.scoring import Answers, ScoringThread
+from worker.scoring import ScoringThread
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ IDLE_POLL_S = 0.1
 STATE_INTERVAL_S = 1.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LIMIT_S = 5.0
-LETTERS = "letters"  # fail alone, a way of failing beside the steps of DeliveryFailed
+BESIDE = "beside"  # the topic of a companion fails alone, a way of failing beside the steps of DeliveryFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Limits:
         commit_interval_s: the longest that an acknowledged position waits for its commit, and a transaction
             stays open.
         drain_timeout_s: how long a stop may take.
-        refusal_timeout_s: how long Kafka may refuse, or only the dead-letter topic fail, before the end.
+        refusal_timeout_s: how long Kafka may refuse, or only a companion's topic fail, before the end.
     """
 
     max_poll_records: int
@@ -86,7 +89,7 @@ class Pipeline:
         publisher: Publisher,
         guarantee: Guarantee,
         scoring: ScoringThread,
-        letters: DeadLetters,
+        companions: Companions,
         clock: Clock,
         telemetry: Telemetry,
         limits: Limits,
@@ -96,7 +99,7 @@ class Pipeline:
         self._publisher = publisher
         self._guarantee = guarantee
         self._scoring = scoring
-        self._letters = letters
+        self._companions = companions
         self._clock = clock
         self._telemetry = telemetry
         self._limits = limits
@@ -180,8 +183,8 @@ class Pipeline:
             if part.lease.alive:
                 alive.append(part)
                 out += answers.verdicts[index:stop]
-                if answers.rejections:
-                    out += self._letters.of(part, index, answers)
+                if answers.rejections or answers.maps:
+                    out += self._companions.of(part, index, answers)
             index = stop
         if not alive:
             return
@@ -194,13 +197,13 @@ class Pipeline:
             raise
         self._ledger.published(alive, fate)
         self._published_at.append(handed_over)
-        self._letters.count(index, len(answers.rejections))
+        self._companions.count(index, len(answers.rejections))
 
     def _settle(self) -> None:
         try:
             batches = self._ledger.settle()
         except RecordRefused as refusal:
-            self._letters.refused(refusal.record)
+            self._companions.refused(refusal.record)
             raise DeliveryFailed("size", f"Kafka refuses a record for its size: {refusal}") from refusal
         if batches:
             now = self._clock.monotonic()
@@ -232,7 +235,7 @@ class Pipeline:
             return
         self._last_commit = self._clock.monotonic()
         self._telemetry.committed(self._ledger.committed(), self._last_commit - now)
-        self._letters.committed(ready)
+        self._companions.committed(ready)
         if self._guarantee.rolls_back:
             self._seen()
         self._failures.succeeded(ready)
@@ -248,7 +251,7 @@ class Pipeline:
             return False
         # In this order: what the old publisher left open decides which positions are the committed ones.
         if not self._publisher.rebuild():
-            self._failures.forget(LETTERS)  # Kafka as a whole does not answer
+            self._failures.forget(BESIDE)  # Kafka as a whole does not answer
             self._pause_before_retry()
             return False
         self._progress.done(self._clock.monotonic())  # that may have taken three quarters of a minute
@@ -298,7 +301,7 @@ class Pipeline:
         now = self._clock.monotonic()
         for partition, records in polled.records.items():
             lease = self._ledger.lease(partition)
-            sizes = [record_bytes(record) for record in records]
+            sizes = self._companions.sizes(records)
             self._largest = max(self._largest // 2, *sizes, 1)
             self._ledger.handed_over(lease, len(records), sum(sizes))
             self._at_scorer += len(records)
@@ -328,16 +331,16 @@ class Pipeline:
             log.info("%s; %d records in flight will be read again", failure, dropped)
             self._retry_at = now
             return
-        letters = failure.topic == self._letters.topic
-        way = LETTERS if letters else failure.step
+        beside = self._companions.role_of(failure.topic)
+        way = BESIDE if beside else failure.step
         if way in {"publish", "commit"}:
-            # Whether their topic would take letters cannot be told while nothing gets through.
-            self._failures.forget(LETTERS)
+            # Whether their topics would take companions cannot be told while nothing gets through.
+            self._failures.forget(BESIDE)
         # One line for each way in which it fails, not for each attempt.
         if way not in self._failures:
             log.warning("%s; %d records in flight are dropped and will be read again", failure, dropped)
         self._pause_before_retry()
-        self._end_if_it_lasts(failure, self._failures.failed(way, now, until), letters=letters)
+        self._end_if_it_lasts(failure, self._failures.failed(way, now, until), beside)
 
     def _pause_before_retry(self) -> None:
         pause = min(BACKOFF_LIMIT_S, BACKOFF_FIRST_S * 2**self._faults)
@@ -345,15 +348,13 @@ class Pipeline:
         self._retry_at = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._faults = min(self._faults + 1, 16)
 
-    def _end_if_it_lasts(self, failure: DeliveryFailed, seconds: float, *, letters: bool) -> None:
-        """An absent Kafka is waited for; one that refuses, or a dead-letter topic that fails, only so long."""
+    def _end_if_it_lasts(self, failure: DeliveryFailed, seconds: float, beside: str | None) -> None:
+        """An absent Kafka is waited for; one that refuses, or a companion's topic that fails, only so long."""
         if seconds < self._limits.refusal_timeout_s:
             return
         lasted = f"for {seconds:.0f} s (limit {self._limits.refusal_timeout_s:.0f} s)"
-        if letters:
-            raise KafkaUnreachable(
-                f"the dead-letter topic '{failure.topic}' could not be written {lasted}: {failure}"
-            )
+        if beside:
+            raise KafkaUnreachable(f"the {beside} topic '{failure.topic}' could not be written {lasted}: {failure}")
         if failure.step in {"refused", "size"}:
             raise KafkaRefused(f"Kafka refuses {lasted}: {failure}")
 

@@ -184,6 +184,7 @@ class Clock(Protocol):
 
 
 ReloadOutcome = Literal["swapped", "refused"]
+MapOutcome = Literal["published", "omitted", "failed"]
 
 
 class Telemetry(Protocol):
@@ -213,6 +214,10 @@ class Telemetry(Protocol):
 
     def expired(self, stream: str) -> None:
         """A record was answered `expired`: it was too old to be judged."""
+        ...
+
+    def error_maps(self, outcome: MapOutcome, count: int) -> None:
+        """So many anomalies' error maps were sent, left out because of their size, or not found, nor a region."""
         ...
 
     def published(self, durations_s: Sequence[float]) -> None:

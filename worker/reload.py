@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from worker.answering import Model
 from worker.core.bundle import FILES, MANIFEST, MAX_MANIFEST_BYTES, Bundle, read_bundle, resolve
 from worker.core.errors import BundleError, ReconstreamError
 from worker.ports import Telemetry
-from worker.scoring import Model
 
 log = logging.getLogger(__name__)
 

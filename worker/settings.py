@@ -168,6 +168,13 @@ class RunSettings(ConnectionSettings):
         "answers; exactly_once: answers and positions in one transaction, for read_committed readers",
     )
 
+    localisation: Literal["off", "regions", "maps"] = Field(
+        default="off",
+        description="where an anomaly is: regions: its verdict names it; maps: its error map goes to the map topic "
+        "too, as PNG. It passes through the model twice for that; off costs nothing",
+    )
+    map_topic: Topic = Field(default="error-maps", description="topic of the error maps, with --localisation maps")
+
     max_batch_size: int = Field(default=256, ge=1, le=4096, description="most images in a batch")
     max_batch_delay_ms: float = Field(
         default=10, ge=0, le=60_000, description="longest wait of an image for its batch"
@@ -182,7 +189,10 @@ class RunSettings(ConnectionSettings):
         default=4096, ge=1, le=1_000_000, description="most records read and not committed; what a crash may repeat"
     )
     max_in_flight_bytes: int = Field(
-        default=256 * MIB, ge=MIB, le=64 << 30, description="most bytes of records read and not answered"
+        default=256 * MIB,
+        ge=MIB,
+        le=64 << 30,
+        description="most bytes of records read and not answered, with a map's for each where there are maps",
     )
     max_message_bytes: int = Field(
         default=8 * MIB,
@@ -204,7 +214,7 @@ class RunSettings(ConnectionSettings):
         ge=0,
         le=86_400,
         description="how long a running worker retries while Kafka refuses it (exit status 4), or while only the "
-        "dead-letter topic cannot be written (6)",
+        "dead-letter or the map topic cannot be written (6)",
     )
     drain_timeout_s: float = Field(
         default=25, ge=0, le=3600, description="longest time to finish what is in flight when asked to stop"
@@ -245,9 +255,15 @@ class RunSettings(ConnectionSettings):
     )
 
     @property
-    def topics(self) -> tuple[str, str, str]:
-        """Input, output and dead-letter topic."""
-        return self.input_topic, self.output_topic, self.dead_letter_topic
+    def topics(self) -> tuple[str, ...]:
+        """Input, output and dead-letter topic, and that of the error maps where there are any."""
+        maps = () if self.maps_to is None else (self.maps_to,)
+        return self.input_topic, self.output_topic, self.dead_letter_topic, *maps
+
+    @property
+    def maps_to(self) -> str | None:
+        """The topic of the error maps; None where there are none."""
+        return self.map_topic if self.localisation == "maps" else None
 
     @property
     def carried_headers(self) -> tuple[str, ...]:
@@ -258,10 +274,10 @@ class RunSettings(ConnectionSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         wrong: list[Wrong] = []
-        for name in ("output_topic", "dead_letter_topic"):
-            given = getattr(self, name)
-            if given == self.input_topic or (name == "dead_letter_topic" and given == self.output_topic):
-                wrong.append(Wrong((name,), given, "a topic of its own: input, output and dead letters must differ"))
+        roles = ("input_topic", "output_topic", "dead_letter_topic", "map_topic")
+        for place, (role, name) in enumerate(zip(roles, self.topics, strict=False)):
+            if name in self.topics[:place]:
+                wrong.append(Wrong((role,), name, "a topic of its own: those of the worker must differ"))
         if self.max_in_flight_records < self.max_batch_size:
             allowed = f"at least max-batch-size ({self.max_batch_size}), or no batch ever fills"
             wrong.append(Wrong(("max_in_flight_records",), str(self.max_in_flight_records), allowed))

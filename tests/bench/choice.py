@@ -178,7 +178,7 @@ def judged(images: NDArray[np.uint8], corruption: str, preset: str, epochs: int)
 
     def mixture(columns: slice, components: int) -> Scoring:
         found = fit_mixture(known[:, columns], seed=0, components=components)
-        return lambda features: np.negative(found.log_density(features[:, columns]))
+        return lambda features: found.score(features[:, columns])
 
     return {
         "error": areas(lambda features: features[:, LATENT]),

@@ -14,6 +14,7 @@ from tests.support.kafka import CLIENTS
 from tests.support.memory import MemoryBroker, MemoryPublisher, MemorySource, MemoryTransactions, PixelScorer
 from tests.support.pipelines import CALIBRATION, SPEC, THRESHOLD, Running, running
 from worker.core.errors import ExitCode, Reason, ScorerBroken
+from worker.core.images import decode
 from worker.core.records import Headers, OutRecord, Record, SourceRecord, header
 from worker.core.verdicts import verdict_schema
 from worker.ports import Publisher, Source
@@ -38,6 +39,14 @@ class World(Protocol):
         ...
 
     def dead_letters(self, count: int) -> list[Record]: ...
+    def maps(self) -> str:
+        """A new topic, for error maps."""
+        ...
+
+    def records(self, topic: str, count: int) -> list[Record]:
+        """As answers(), of any topic."""
+        ...
+
     def committed(self) -> dict[int, int]: ...
 
 
@@ -61,15 +70,19 @@ class MemoryWorld:
         return MemoryTransactions(self.broker) if self.exactly_once else MemoryPublisher(self.broker)
 
     def answers(self, count: int) -> list[Record]:
-        return self._wait(self.output, count)
+        return self.records(self.output, count)
 
     def dead_letters(self, count: int) -> list[Record]:
-        return self._wait(self.letters, count)
+        return self.records(self.letters, count)
+
+    def maps(self) -> str:
+        self.broker.create("maps", PARTITIONS)
+        return "maps"
 
     def committed(self) -> dict[int, int]:
         return {partition.partition: offset for partition, offset in self.broker.committed.items()}
 
-    def _wait(self, topic: str, count: int) -> list[Record]:
+    def records(self, topic: str, count: int) -> list[Record]:
         with self.broker.changed:
             assert self.broker.changed.wait_for(lambda: len(self.broker.topic(topic)) >= count, 20), (
                 f"{len(self.broker.topic(topic))} of {count} records in {topic}"
@@ -90,7 +103,7 @@ def world(request: pytest.FixtureRequest, exactly_once: bool) -> World:
     return make_kafka_world(request.param)
 
 
-def run(world: World, scorer: PixelScorer | None = None, **limits: Any) -> Any:
+def run(world: World, scorer: PixelScorer | None = None, **more: Any) -> Any:
     return running(
         world.source(),
         world.publisher(),
@@ -98,7 +111,7 @@ def run(world: World, scorer: PixelScorer | None = None, **limits: Any) -> Any:
         dead_letter_topic=world.letters,
         scorer=scorer,
         exactly_once=world.exactly_once,
-        **limits,
+        **more,
     )
 
 
@@ -255,6 +268,45 @@ def test_a_key_and_headers_that_no_answer_can_carry_stop_nothing(world: World) -
     ]
     assert [json.loads(answer.value or b"")["source"]["offset"] for answer in answers] == [0, 1, 2]
     assert header(letter.headers, "traceparent") == trace
+
+
+def test_the_map_of_an_anomaly_comes_with_its_verdict(world: World) -> None:
+    levels = [10, 200, 250, 20, 150, 30, 40, 210, 220]  # from 128 on an anomaly
+    world.feed([record(world, i % 2, image(level), b"cam-%d" % i) for i, level in enumerate(levels)])
+    topic = world.maps()
+    with run(world, localised=True, map_topic=topic) as worker:
+        verdicts = {source_of_verdict(answer): answer for answer in world.answers(len(levels))}
+        maps = world.records(topic, 5)
+        assert worker.stop() is ExitCode.STOPPED
+    anomalies = [position for position, answer in sorted(verdicts.items()) if parsed(answer)["anomaly"]]
+    assert anomalies == [(0, 1), (0, 2), (0, 4), (1, 0), (1, 3)]
+    assert [position for position, answer in sorted(verdicts.items()) if parsed(answer)["region"]] == anomalies
+    # In the order of the offsets within a partition, as read.
+    assert [source_of_map(found) for found in maps] == anomalies
+    for found in maps:
+        verdict = verdicts[source_of_map(found)]
+        assert (found.partition, found.key) == (verdict.partition, verdict.key)
+        region = parsed(verdict)["region"]
+        assert region == {"x": 0, "y": 0, "width": SPEC.width, "height": SPEC.height, "peak": region["peak"]}
+        assert header(found.headers, "reconstream-map-peak") == repr(region["peak"]).encode()
+        levels_read = decode(found.value, None, SPEC).image
+        assert (levels_read == 255).all(), "each image is of one level"
+    assert world.committed() == {0: 5, 1: 4}
+    assert worker.telemetry.maps == {"published": 5}
+
+
+def source_of_verdict(answer: SourceRecord) -> tuple[int, int]:
+    source = parsed(answer)["source"]
+    return source["partition"], source["offset"]
+
+
+def source_of_map(found: SourceRecord) -> tuple[int, int]:
+    return found.partition, int(header(found.headers, "reconstream-source-offset") or b"-1")
+
+
+def parsed(answer: SourceRecord) -> dict[str, Any]:
+    verdict: dict[str, Any] = json.loads(answer.value or b"")
+    return verdict
 
 
 def test_a_score_that_is_not_finite_is_never_published(world: World) -> None:

@@ -10,7 +10,7 @@ import trustme
 
 from deploy.local_kafka import KafkaCluster
 from tests.conftest import Broker
-from worker.adapters.kafka_admin import create_topics, inspect, partition_count
+from worker.adapters.kafka_admin import create_topics, inspect, partition_count, topic_limits
 from worker.core.errors import KafkaRefused, KafkaUnreachable
 from worker.settings_kafka import KafkaSettings
 
@@ -34,13 +34,13 @@ def free_port() -> int:
 
 def test_fitting_topics_are_no_problem(kafka: Broker, topics: Topics) -> None:
     names = topics(max_message_bytes=LIMIT), topics(partitions=4), topics(max_message_bytes=LIMIT + (64 << 10))
-    assert inspect(options(kafka), *names, LIMIT, 20) == []
+    assert inspect(options(kafka), names, LIMIT, 20) == []
 
 
 def test_every_missing_topic_is_named_and_none_is_created(kafka: Broker, topics: Topics) -> None:
     present = topics()
     for _ in range(2):
-        problems = inspect(options(kafka), present, "no-such-output", "no-such-letters", LIMIT, 20)
+        problems = inspect(options(kafka), (present, "no-such-output", "no-such-letters"), LIMIT, 20)
         assert [problem.kind for problem in problems] == ["refused", "refused"]
         text = " ".join(problem.message for problem in problems)
         assert "'no-such-output' does not exist" in text
@@ -52,11 +52,14 @@ def test_everything_wrong_is_in_one_list(kafka: Broker, topics: Topics) -> None:
     source = topics(max_message_bytes=5_000_000)
     output = topics(partitions=2, cleanup_policy="compact")
     letters = topics(partitions=1, max_message_bytes=5_000_000 + (64 << 10) - 1)
-    problems = inspect(options(kafka), source, output, letters, 4_999_999, 20)
-    assert sorted(problem.kind for problem in problems) == ["configuration"] + 4 * ["refused"]
+    maps = topics(partitions=2, max_message_bytes=1000)
+    problems = inspect(options(kafka), (source, output, letters, maps), 4_999_999, 20)
+    assert sorted(problem.kind for problem in problems) == ["configuration"] + 6 * ["refused"]
     text = "\n".join(problem.message for problem in problems)
     assert f"output topic '{output}' has 2 partitions, input topic '{source}' has 3" in text
     assert f"dead-letter topic '{letters}' has 1 partitions" in text
+    assert f"map topic '{maps}' has 2 partitions" in text
+    assert f"map topic '{maps}' accepts 1000 bytes" in text
     assert "--max-message-bytes is 4999999" in text
     assert "--max-message-bytes 5000000" in text
     assert "max.message.bytes=5065536" in text
@@ -64,7 +67,7 @@ def test_everything_wrong_is_in_one_list(kafka: Broker, topics: Topics) -> None:
 
 
 def test_a_default_dead_letter_topic_is_too_small(kafka: Broker, topics: Topics) -> None:
-    (problem,) = inspect(options(kafka), topics(), topics(), topics(), 8 << 20, 20)
+    (problem,) = inspect(options(kafka), (topics(), topics(), topics()), 8 << 20, 20)
     assert problem.kind == "refused"
     assert f"max.message.bytes={LIMIT + (64 << 10)}" in problem.message
 
@@ -74,7 +77,7 @@ def test_nobody_there_is_told_in_time_and_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     address = f"127.0.0.1:{free_port()}"
     began = time.monotonic()
-    (problem,) = inspect(KafkaSettings(bootstrap_servers=address).client_options(), "a", "b", "c", LIMIT, 1.5)
+    (problem,) = inspect(KafkaSettings(bootstrap_servers=address).client_options(), ("a", "b", "c"), LIMIT, 1.5)
     assert time.monotonic() - began < 10
     assert problem.kind == "unreachable"
     assert address in problem.message
@@ -106,12 +109,12 @@ def secure(cluster: KafkaCluster, **changes: object) -> dict[str, object]:
 
 
 def test_a_secure_connection_works(secure_kafka: KafkaCluster) -> None:
-    problems = inspect(secure(secure_kafka), "a", "b", "c", LIMIT, 20)
+    problems = inspect(secure(secure_kafka), ("a", "b", "c"), LIMIT, 20)
     assert [problem.kind for problem in problems] == 3 * ["refused"]
 
 
 def test_a_wrong_password_names_the_settings_and_not_the_password(secure_kafka: KafkaCluster) -> None:
-    (problem,) = inspect(secure(secure_kafka, sasl_password="wrong-hunter2"), "a", "b", "c", LIMIT, 3)
+    (problem,) = inspect(secure(secure_kafka, sasl_password="wrong-hunter2"), ("a", "b", "c"), LIMIT, 3)
     assert problem.kind == "unreachable"
     assert "--kafka.sasl-username" in problem.message
     assert "socket disconnected" in problem.message
@@ -120,7 +123,7 @@ def test_a_wrong_password_names_the_settings_and_not_the_password(secure_kafka: 
 
 def test_a_listener_that_wants_tls_is_told_from_one_that_is_down(secure_kafka: KafkaCluster) -> None:
     plain = KafkaSettings(bootstrap_servers=secure_kafka.bootstrap_for("SASL_SSL")).client_options()
-    (problem,) = inspect(plain, "a", "b", "c", LIMIT, 2)
+    (problem,) = inspect(plain, ("a", "b", "c"), LIMIT, 2)
     assert "really take PLAINTEXT" in problem.message
     assert "ECONNREFUSED" not in problem.message
     # What the broker answers to a request that is no TLS, or that it closes: which comes first is its affair.
@@ -131,12 +134,12 @@ def test_a_listener_that_wants_tls_is_told_from_one_that_is_down(secure_kafka: K
 def test_a_wrong_authority_names_the_file(secure_kafka: KafkaCluster, tmp_path: Path) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
-    (problem,) = inspect(secure(secure_kafka, ssl_ca_file=other), "a", "b", "c", LIMIT, 3)
+    (problem,) = inspect(secure(secure_kafka, ssl_ca_file=other), ("a", "b", "c"), LIMIT, 3)
     assert problem.kind == "unreachable"
     assert "--kafka.ssl-ca-file" in problem.message
     assert "CERTIFICATE_VERIFY_FAILED" in problem.message
     other.write_text("no PEM")
-    (problem,) = inspect(secure(secure_kafka, ssl_ca_file=other), "a", "b", "c", LIMIT, 2)
+    (problem,) = inspect(secure(secure_kafka, ssl_ca_file=other), ("a", "b", "c"), LIMIT, 2)
     assert "--kafka.ssl-ca-file" in problem.message
     assert "certificate" in problem.message.split("Likely")[0]
     gc.collect()
@@ -144,25 +147,26 @@ def test_a_wrong_authority_names_the_file(secure_kafka: KafkaCluster, tmp_path: 
 
 def test_missing_topics_are_created_to_fit_the_input(kafka: Broker, topics: Topics) -> None:
     source = topics(partitions=5, max_message_bytes=2_000_000)
-    names = source, f"{source}-verdicts", f"{source}-letters"
-    assert create_topics(options(kafka), *names, 9, None, 20) == list(names[1:])
-    assert [partition_count(options(kafka), name, 20) for name in names] == [5, 5, 5]
-    assert inspect(options(kafka), *names, 2_000_000, 20) == []
-    assert create_topics(options(kafka), *names, 9, None, 20) == []
+    names = source, f"{source}-verdicts", f"{source}-letters", f"{source}-maps"
+    assert create_topics(options(kafka), names, 9, None, 20) == list(names[1:])
+    assert [partition_count(options(kafka), name, 20) for name in names] == [5] * 4
+    limits = topic_limits(options(kafka), names, 20)
+    assert limits[names[2]] == limits[names[3]] == 2_000_000 + (64 << 10), "a map may be as large as its image"
+    assert inspect(options(kafka), names, 2_000_000, 20) == []
+    assert create_topics(options(kafka), names, 9, None, 20) == []
 
 
 def test_an_input_topic_is_created_too(kafka: Broker, topics: Topics) -> None:
     names = [f"{topics(partitions=1)}-{role}" for role in ("images", "verdicts", "letters")]
-    images, verdicts, letters = names
-    assert create_topics(options(kafka), images, verdicts, letters, 4, 1, 20) == names
+    assert create_topics(options(kafka), names, 4, 1, 20) == names
     assert [partition_count(options(kafka), name, 20) for name in names] == [4, 4, 4]
-    assert inspect(options(kafka), images, verdicts, letters, 8 << 20, 20) == []
+    assert inspect(options(kafka), names, 8 << 20, 20) == []
 
 
 def test_what_kafka_refuses_to_create_is_refused(kafka: Broker, topics: Topics) -> None:
     source = topics()
     with pytest.raises(KafkaRefused, match="creating topic"):
-        create_topics(options(kafka), source, f"{source}-out", f"{source}-letters", 1, 100, 20)
+        create_topics(options(kafka), (source, f"{source}-out", f"{source}-letters"), 1, 100, 20)
 
 
 def test_a_missing_topic_has_no_partition_count(kafka: Broker) -> None:

@@ -172,15 +172,22 @@ def test_nothing_is_traced_after_the_warm_up(model: Any) -> None:
 
     image = keras.Input(SHAPE, dtype="uint8")
     out = model(image)
-    counted = keras.Model(image, {**out, "score": Counting()(out["score"])})
+    counted = keras.Model(image, {**out, **{name: Counting()(out[name]) for name in ("score", "reconstruction")}})
     calls.clear()
     scorer = KerasScorer(counted, CAPACITY)
-    scorer.warm_up()
-    assert sorted(calls) == [10, 20, 40]
+    scorer.warm_up(reconstructions=True)
+    assert sorted(calls) == [8, 10, 20, 40]
     for count in COUNTS:
         scorer.score(padded(tiny_images(count)), count)
     scorer.score_all(tiny_images(77))
-    assert len(calls) == 3
+    scorer.reconstruct(tiny_images(9))
+    assert len(calls) == 4
+
+
+def test_what_is_not_wanted_is_not_warmed_up(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = KerasScorer(model, 8)
+    monkeypatch.setattr(scorer, "reconstruct", lambda _: pytest.fail("a reconstruction was computed"))
+    scorer.warm_up()
 
 
 def test_the_reconstruction_is_not_computed_for_a_score(model: Any) -> None:

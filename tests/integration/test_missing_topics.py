@@ -17,8 +17,8 @@ START_TIMEOUT_S = 120
 
 @pytest.mark.parametrize(
     "missing",
-    [["output_topic"], ["dead_letter_topic"], ["output_topic", "dead_letter_topic"]],
-    ids=["output", "dead-letters", "both"],
+    [["output_topic"], ["dead_letter_topic"], ["output_topic", "dead_letter_topic", "map_topic"]],
+    ids=["output", "dead-letters", "all"],
 )
 def test_missing_topics_are_named_with_what_creates_them(
     kafka: Broker, topics: Callable[..., str], tiny_bundle: Bundle, tmp_path: Path, missing: list[str]
@@ -26,7 +26,8 @@ def test_missing_topics_are_named_with_what_creates_them(
     lane = Lane(kafka, topics, tiny_bundle)
     names = {setting: f"no-such-{setting.replace('_', '-')}" for setting in missing}
     began = time.monotonic()
-    settings = {**lane.settings, **names, "start_timeout_s": START_TIMEOUT_S}
+    localisation = "maps" if "map_topic" in missing else "off"
+    settings = {**lane.settings, **names, "localisation": localisation, "start_timeout_s": START_TIMEOUT_S}
     with WorkerProcess(tmp_path / "worker.log", settings) as worker:
         assert worker.wait(timeout=START_TIMEOUT_S) == ExitCode.KAFKA_REFUSED, worker.text
     assert time.monotonic() - began < START_TIMEOUT_S / 2, "it waited for what only somebody can create"

@@ -11,12 +11,14 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 from kafka.errors import KafkaError
 
+from deploy.local_kafka import create_topics
 from worker.adapters.clients import CONFLUENT, KAFKA_PYTHON, client
 from worker.adapters.confluent_transactions import METADATA_BEGINS
 from worker.core.records import OutRecord, Record
 from worker.ports import Publisher, Source
 
 CLIENTS = (KAFKA_PYTHON, CONFLUENT)
+PARTITIONS = 3
 
 
 @contextlib.contextmanager
@@ -176,6 +178,14 @@ class KafkaWorld:
 
     def dead_letters(self, count: int) -> list[Record]:
         return read_all(self.options, self.letters, count)
+
+    def maps(self) -> str:
+        topic = f"{self.input}-maps"
+        create_topics(str(self.options["bootstrap_servers"]), {topic: (PARTITIONS, {})})
+        return topic
+
+    def records(self, topic: str, count: int) -> list[Record]:
+        return read_all(self.options, topic, count)
 
     def committed(self) -> dict[int, int]:
         return committed(self.options, self.group, self.input)

@@ -4,7 +4,7 @@ tests/contract runs one suite on these and on a real Kafka, so that they cannot 
 """
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -281,6 +281,10 @@ class PixelScorer:
             errors[first == self.nan] = np.nan
         return errors, errors
 
+    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """All black, so that the error by pixel is the pixel squared."""
+        return np.zeros(images.shape, np.float32)
+
 
 class SilentTelemetry:
     """Fulfils worker.ports.Telemetry and says nothing; keeps what tests look at."""
@@ -289,6 +293,7 @@ class SilentTelemetry:
         self.rebuilt_steps: list[str] = []
         self.expired_streams: list[str] = []
         self.reloads: list[str] = []
+        self.maps: Counter[str] = Counter()
         self.judged: list[tuple[list[str], NDArray[np.float32], NDArray[np.uint8]]] = []
         self.publish_durations_s: list[float] = []
         self.connected: list[bool] = []
@@ -309,6 +314,9 @@ class SilentTelemetry:
 
     def expired(self, stream: str) -> None:
         self.expired_streams.append(stream)
+
+    def error_maps(self, outcome: str, count: int) -> None:
+        self.maps[outcome] += count
 
     def published(self, durations_s: Sequence[float]) -> None:
         self.publish_durations_s += durations_s

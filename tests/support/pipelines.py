@@ -10,6 +10,8 @@ import numpy as np
 
 from tests.support.memory import PixelScorer, SilentTelemetry
 from worker.adapters.system_clock import SystemClock
+from worker.answering import Answerer, Model
+from worker.companions import Companions
 from worker.core.batching import Batcher
 from worker.core.errors import ExitCode, ScorerBroken
 from worker.core.images import ImageSpec
@@ -17,10 +19,10 @@ from worker.core.progress import Progress
 from worker.core.records import SourceRecord
 from worker.core.verdicts import Judge, ModelName
 from worker.delivery import AtLeastOnce, ExactlyOnce
-from worker.letters import DeadLetters
+from worker.localisation import Localiser
 from worker.pipeline import Limits, Pipeline
 from worker.ports import Clock, Publisher, Source, Transactions
-from worker.scoring import Answerer, Model, ScoringThread
+from worker.scoring import ScoringThread
 
 SPEC = ImageSpec(2, 3, 1)
 THRESHOLD = 0.25
@@ -75,10 +77,16 @@ def running(
     exactly_once: bool = False,
     max_dead_letter_ratio: float | None = None,
     dead_letter_window: int = 1000,
+    localised: bool = False,
+    map_topic: str | None = None,
+    map_bytes: int = 0,
     clock: Clock | None = None,
     **limit_changes: Any,
 ) -> Iterator[Running]:
-    """Run a pipeline with a PixelScorer until the block ends. `exactly_once` needs a publisher of transactions."""
+    """Run a pipeline with a PixelScorer until the block ends. `exactly_once` needs a publisher of transactions.
+
+    Where anomalies are is found with `localised`, and published as maps with a `map_topic`.
+    """
     guarantee = ExactlyOnce(cast("Transactions", publisher)) if exactly_once else AtLeastOnce(source)
     scorer = scorer if scorer is not None else PixelScorer()
     clock, telemetry = clock or SystemClock(), SilentTelemetry()
@@ -90,7 +98,8 @@ def running(
     def stream_of(record: SourceRecord) -> str:
         return f"partition-{record.partition}"
 
-    model = Model(scorer, Judge(MODEL, THRESHOLD, CALIBRATION), SPEC, golden_check)
+    localiser = Localiser(scorer.reconstruct, map_topic=map_topic, telemetry=telemetry) if localised else None
+    model = Model(scorer, Judge(MODEL, THRESHOLD, CALIBRATION), SPEC, golden_check, localiser)
     now = clock.monotonic()
     progress = Progress("scoring", now)
     answerer = Answerer(
@@ -108,11 +117,14 @@ def running(
         publisher=publisher,
         guarantee=guarantee,
         scoring=scoring,
-        letters=DeadLetters(
+        companions=Companions(
             dead_letter_topic,
+            map_topic=map_topic,
+            map_bytes=map_bytes,
             worker_version="test",
             accepts=publisher.accepts,
             clock=clock,
+            telemetry=telemetry,
             max_ratio=max_dead_letter_ratio,
             window=dead_letter_window,
         ),

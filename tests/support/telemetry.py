@@ -120,6 +120,7 @@ def fill(desk: Desk) -> None:
     desk.judged(ERRORS)
     telemetry.unreadable("left", Reason.TRUNCATED_IMAGE)
     telemetry.batch(records=3, wait_s=0.01, decode_s=0.002, inference_s=0.03)
+    telemetry.error_maps("omitted", 2)
     telemetry.published([0.02])
     telemetry.acknowledged(np.array([0.2, 0.3, -1.0]))
     telemetry.committed(3, 0.004)

@@ -10,9 +10,11 @@ from prometheus_client import CollectorRegistry
 from tests.property.test_bundle import QUANTILES, THRESHOLD, write_fake_bundle
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
-from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, stream_naming, unix_time
+from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, localisation, unix_time
 from worker.core.bundle import read_bundle
 from worker.core.records import Headers, Record
+from worker.core.streams import stream_naming
+from worker.settings import RunSettings, load
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -146,6 +148,21 @@ def test_a_signal_ends_a_start_that_waits() -> None:
     stop.goes_to(pipeline.request_stop)
     stop.handle(signal.SIGTERM, None)
     assert pipeline.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "off"),
+        (["--localisation=regions"], "an anomaly's verdict names its region"),
+        (
+            ["--localisation=maps", "--map-topic=heat"],
+            "an anomaly's verdict names its region, and its error map goes to 'heat'",
+        ),
+    ],
+)
+def test_what_the_start_says_of_localisation(arguments: list[str], said: str) -> None:
+    assert localisation(load(RunSettings, ["--bundle=models/current", *arguments], "run")) == said
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from worker import __main__ as cli
 from worker import logs
-from worker.adapters.kafka_admin import Problem
+from worker.adapters.topic_rules import Problem
 from worker.core.errors import (
     BundleError,
     ConfigurationError,

@@ -20,7 +20,7 @@ import pytest
 from tests.compose.engine import Container, DockerCompose, OtherProgram
 from training.settings import Fit
 from training.settings import parse as parse_training
-from worker.adapters.kafka_admin import TopicState, judge_topics
+from worker.adapters.topic_rules import TopicState, judge_topics
 from worker.settings import RunSettings, load, unknown_variables
 from worker.tools import feed
 
@@ -155,8 +155,8 @@ def test_the_topics_suit_the_worker(worker_settings: RunSettings, tmp_path: Path
         assert name == "max.message.bytes"
         states.append(TopicState(given["--topic"], int(given["--partitions"]), int(limit), None))
     assert tuple(state.name for state in states) == worker_settings.topics
-    source, output, letters = states
-    assert judge_topics(source, output, letters, worker_settings.max_message_bytes) == []
+    source, output, _ = states
+    assert judge_topics(states, worker_settings.max_message_bytes) == []
     # The same limit, not just enough: a larger one would promise what the topic refuses.
     assert source.max_message_bytes == output.max_message_bytes == worker_settings.max_message_bytes
 

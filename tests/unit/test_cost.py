@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from tests.support.pipelines import limits
 from tests.support.telemetry import Desk, FixedClock
+from worker.answering import Answerer, Answers, Model
+from worker.companions import Companions
 from worker.core.batching import Batch, Batcher, Chunk
 from worker.core.images import ImageSpec
 from worker.core.offsets import Lease, Part
@@ -28,10 +30,9 @@ from worker.core.progress import Progress
 from worker.core.records import OutRecord, Positions, Record, SourceRecord, TopicPartition
 from worker.core.verdicts import Judge, ModelName
 from worker.delivery import AtLeastOnce
-from worker.letters import DeadLetters
 from worker.pipeline import Pipeline
 from worker.ports import Polled
-from worker.scoring import Answerer, Answers, Model, ScoringThread
+from worker.scoring import ScoringThread
 
 
 class Cost(NamedTuple):
@@ -213,7 +214,13 @@ def run(
         publisher=publisher,
         guarantee=AtLeastOnce(source),
         scoring=cast("ScoringThread", Inline(_answerer(SPEC, BATCH, stream_of, desk))),
-        letters=DeadLetters("letters", worker_version="test", accepts=publisher.accepts, clock=FixedClock()),
+        companions=Companions(
+            "letters",
+            worker_version="test",
+            accepts=publisher.accepts,
+            clock=FixedClock(),
+            telemetry=desk.telemetry,
+        ),
         clock=FixedClock(),
         telemetry=desk.telemetry,
         limits=limits(

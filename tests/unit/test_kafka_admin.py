@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.adapters.kafka_admin import (
+from worker.adapters.topic_rules import (
     DEAD_LETTER_ROOM_BYTES,
     OUTPUT_BYTES,
     Problem,
@@ -36,35 +36,41 @@ _TOPICS = st.builds(
 )
 
 
-@given(source=_TOPICS, output=_TOPICS, letters=_TOPICS, limit=st.integers(1, 1 << 30))
+@given(source=_TOPICS, output=_TOPICS, letters=_TOPICS, maps=st.none() | _TOPICS, limit=st.integers(1, 1 << 30))
 def test_topics_without_a_problem_can_hold_every_answer(
-    source: TopicState, output: TopicState, letters: TopicState, limit: int
+    source: TopicState, output: TopicState, letters: TopicState, maps: TopicState | None, limit: int
 ) -> None:
-    problems = judge_topics(source, output, letters, limit)
+    problems = judge_topics((source, output, letters, maps), limit)
     small = source.max_message_bytes is not None and limit < source.max_message_bytes
     assert any(problem.kind == "configuration" for problem in problems) == small
     fits = (
-        output.partitions >= source.partitions
-        and letters.partitions >= source.partitions
+        all(
+            topic.partitions >= source.partitions and "compact" not in (topic.cleanup_policy or "")
+            for topic in (output, letters, maps or output)
+        )
         and (
             source.max_message_bytes is None
             or letters.max_message_bytes is None
             or letters.max_message_bytes >= source.max_message_bytes + DEAD_LETTER_ROOM_BYTES
         )
-        and "compact" not in (output.cleanup_policy or "")
-        and "compact" not in (letters.cleanup_policy or "")
-        and (output.max_message_bytes is None or output.max_message_bytes >= OUTPUT_BYTES)
+        and all(
+            topic.max_message_bytes is None or topic.max_message_bytes >= OUTPUT_BYTES
+            for topic in (output, maps or output)
+        )
     )
     assert any(problem.kind == "refused" for problem in problems) != fits
 
 
-@given(source=st.none() | _TOPICS, output=st.none() | _TOPICS, letters=st.none() | _TOPICS)
+@given(source=st.none() | _TOPICS, others=st.lists(st.none() | _TOPICS, min_size=2, max_size=3))
 def test_missing_topics_hide_no_problem_of_the_others(
-    source: TopicState | None, output: TopicState | None, letters: TopicState | None
+    source: TopicState | None, others: list[TopicState | None]
 ) -> None:
-    problems = judge_topics(source, output, letters, 1 << 30)
+    problems = judge_topics((source, *others), 1 << 30)
     if source is None:
         assert problems == []
     else:
-        alone = judge_topics(source, output, None, 1 << 30) + judge_topics(source, None, letters, 1 << 30)
+        alone: list[Problem] = []
+        for place, topic in enumerate(others):
+            only = [topic if other == place else None for other in range(len(others))]
+            alone += judge_topics((source, *only), 1 << 30)
         assert sorted(map(repr, problems)) == sorted(map(repr, alone))

@@ -24,6 +24,7 @@ small_errors_total                    counter    stream
 repeated_errors_total                 counter    stream
 stream_last_message_timestamp_seconds gauge      stream                          seconds
 dead_letters_total                    counter    reason
+error_maps_total                      counter    outcome
 score                                 histogram  version
 reconstruction_error                  histogram  version
 score_threshold_ratio                 histogram  -                               ratio

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from tests.property.test_bundle import write_fake_bundle
 from tests.support.memory import PixelScorer, SilentTelemetry
+from worker.answering import Model
 from worker.core.bundle import CURRENT, MANIFEST, REPORT, SCORER, Bundle, read_bundle
 from worker.core.errors import BundleError
 from worker.core.images import ImageSpec
 from worker.core.verdicts import Judge
 from worker.reload import Reloader, Sighting, sight
-from worker.scoring import Model
 
 
 def changed(path: Path, change: Callable[[], object]) -> None:

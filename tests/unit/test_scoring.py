@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import worker.scoring
+import worker.answering
 from tests.support.memory import PixelScorer, SilentTelemetry
 from worker.adapters.system_clock import SystemClock
+from worker.answering import Answerer, Answers, Model
 from worker.core.batching import Batch, Batcher, Chunk
 from worker.core.errors import Reason
 from worker.core.images import ImageSpec, decode_into
@@ -25,7 +26,7 @@ from worker.core.offsets import Lease, Part
 from worker.core.progress import Progress
 from worker.core.records import Headers, Record, TopicPartition
 from worker.core.verdicts import Judge, ModelName, verdict_schema
-from worker.scoring import Answerer, Answers, Model, ScoringThread
+from worker.scoring import ScoringThread
 
 SMALL, LARGE = ImageSpec(2, 3, 1), ImageSpec(3, 4, 1)
 CAPACITY = 8
@@ -309,7 +310,7 @@ def test_every_image_and_every_call_of_the_model_is_progress(monkeypatch: pytest
         takes_long()
         return decode(*arguments)
 
-    monkeypatch.setattr(worker.scoring, "decode_into", slow_decode)
+    monkeypatch.setattr(worker.answering, "decode_into", slow_decode)
     judge = Judge(ModelName("scaled", "0" * 12), 1.0, CALIBRATION)
     wanted = records([10, 255, 30, 40, 255, 60, 70, 80])
     answers = answerer(Model(Slow(1), judge, SMALL, takes_long), clock=Clock(), progress=progress).answer(

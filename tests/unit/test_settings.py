@@ -47,6 +47,7 @@ def test_defaults() -> None:
     assert settings.bundle == Path("models/current")
     assert settings.kafka.servers == ["127.0.0.1:9092"]
     assert settings.topics == ("images", "verdicts", "dead-letters")
+    assert settings.localisation == "off"
     assert settings.carried_headers == ("traceparent", "tracestate")
     assert not settings.create_topics
     assert settings.max_dead_letter_ratio is None
@@ -124,6 +125,7 @@ BAD = [
     ("group-id", "g" * 250, "at most 249 characters"),
     ("stream-from", "header:", "header:NAME"),
     ("stream-from", "topic", "key, partition, none, or header:NAME"),
+    ("localisation", "on", "one of off, regions, maps"),
     ("log-format", "xml", "one of auto, json, console"),
     ("log-level", "loud", "one of debug, info, warning, error"),
     ("http-port", "65536", "at most 65535"),
@@ -158,6 +160,20 @@ def test_a_transaction_that_would_outlive_its_timeout_is_refused() -> None:
     message = refused("--commit-interval-ms=1001", "--delivery=exactly_once")
     assert "--commit-interval-ms" in message
     assert "at most 1000 in exactly_once" in message
+
+
+@pytest.mark.parametrize(("localisation", "more"), [("off", ()), ("regions", ()), ("maps", ("error-maps",))])
+def test_there_is_a_map_topic_only_where_there_are_maps(localisation: str, more: tuple[str, ...]) -> None:
+    settings = run(f"--localisation={localisation}")
+    assert settings.topics == ("images", "verdicts", "dead-letters", *more)
+    assert settings.maps_to == next(iter(more), None)
+
+
+def test_a_map_topic_of_another_s_name_is_refused_where_there_are_maps() -> None:
+    assert run("--map-topic=verdicts", "--localisation=regions").maps_to is None
+    message = refused("--map-topic=verdicts", "--localisation=maps")
+    assert "--map-topic" in message
+    assert "must differ" in message
 
 
 def test_a_missing_bundle_is_named() -> None:

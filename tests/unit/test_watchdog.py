@@ -7,10 +7,11 @@ import pytest
 
 import worker.scoring
 import worker.watchdog
+from worker.answering import Answers
 from worker.core.batching import Batch, Batcher
 from worker.core.errors import ExitCode
 from worker.core.progress import Progress
-from worker.scoring import Answers, ScoringThread
+from worker.scoring import ScoringThread
 from worker.watchdog import Watchdog, stacks
 
 

@@ -9,8 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.errors import (
@@ -24,67 +23,28 @@ from kafka.errors import (
 )
 from kafka.net.compat import KafkaNetClient
 
-from worker.core.errors import BundleError, ConfigurationError, KafkaRefused, KafkaUnreachable, ReconstreamError
+from worker.adapters.topic_rules import (
+    CLEANUP_POLICY,
+    DEAD_LETTER_ROOM_BYTES,
+    MAX_MESSAGE_BYTES,
+    ROLES,
+    Problem,
+    TopicState,
+    error_of,
+    judge_topics,
+)
+from worker.core.errors import KafkaRefused, KafkaUnreachable
 
-# A dead letter is its record and headers that say what was wrong.
-OUTPUT_BYTES = 64 << 10
-DEAD_LETTER_ROOM_BYTES = 64 << 10
-MAX_MESSAGE_BYTES = "max.message.bytes"
 # A broker that restarts while the worker starts is not an absent one.
 ASK_AGAIN_S = 15.0
 ASK_PAUSE_S = 0.2
 # How the client's log begins to tell why it could not connect.
 FAILED = re.compile(r"Bootstrap connection to \S+ failed: (.*) \(backoff .*\)", re.DOTALL)
-CLEANUP_POLICY = "cleanup.policy"
-
-ProblemKind = Literal["configuration", "bundle", "unreachable", "refused"]
-
-# In the order in which the first one decides the exit status.
-_ERRORS: Mapping[ProblemKind, type[ReconstreamError]] = {
-    "configuration": ConfigurationError,
-    "bundle": BundleError,
-    "unreachable": KafkaUnreachable,
-    "refused": KafkaRefused,
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that must be mended before the worker can run: whose fault, and what to do."""
-
-    kind: ProblemKind
-    message: str
-    creatable: bool = False  # a missing topic, which create_topics() mends
-
-
-@dataclass(frozen=True)
-class TopicState:
-    """A topic as it is; `max_message_bytes` and `cleanup_policy` are None where we may not see them."""
-
-    name: str
-    partitions: int
-    max_message_bytes: int | None
-    cleanup_policy: str | None
-
-
-def error_of(problems: Sequence[Problem]) -> ReconstreamError:
-    """One error for all of `problems` (at least one): of the kind that decides the exit status."""
-    kinds = {problem.kind for problem in problems}
-    cls = next(error for kind, error in _ERRORS.items() if kind in kinds)
-    return cls("\n".join(problem.message for problem in in_order(problems)))
-
-
-def in_order(problems: Sequence[Problem]) -> list[Problem]:
-    """Problems sorted by kind, in the order in which they decide the exit status."""
-    order = list(_ERRORS)
-    return sorted(problems, key=lambda problem: order.index(problem.kind))
 
 
 def inspect(
     client_options: Mapping[str, object],
-    input_topic: str,
-    output_topic: str,
-    dead_letter_topic: str,
+    topics: Sequence[str],
     max_message_bytes: int,
     timeout_s: float,
 ) -> list[Problem]:
@@ -92,9 +52,7 @@ def inspect(
 
     Args:
         client_options: kafka-python's keyword arguments for the connection.
-        input_topic: where images come from.
-        output_topic: where verdicts go.
-        dead_letter_topic: where unreadable records go.
+        topics: their names, by topic_rules.ROLES.
         max_message_bytes: the worker's limit for one record.
         timeout_s: how long to wait for Kafka to answer at all.
 
@@ -103,79 +61,12 @@ def inspect(
     """
     try:
         with _admin(client_options, timeout_s) as admin:
-            states, problems = _describe(admin, (input_topic, output_topic, dead_letter_topic))
+            states, problems = _describe(admin, topics)
     except KafkaUnreachable as error:
         return [Problem("unreachable", str(error))]
     except KafkaRefused as error:
         return [Problem("refused", str(error))]
-    return problems + judge_topics(
-        states.get(input_topic), states.get(output_topic), states.get(dead_letter_topic), max_message_bytes
-    )
-
-
-def judge_topics(
-    source: TopicState | None, output: TopicState | None, letters: TopicState | None, max_message_bytes: int
-) -> list[Problem]:
-    """What is wrong with topics that exist; None for one that is missing or not to be seen.
-
-    Args:
-        source: input topic.
-        output: output topic.
-        letters: dead-letter topic.
-        max_message_bytes: the worker's limit for one record.
-    """
-    problems: list[Problem] = []
-    if source is None:
-        return problems
-    for topic, role in ((output, "output"), (letters, "dead-letter")):
-        if topic is not None and topic.partitions < source.partitions:
-            problems.append(
-                Problem(
-                    "refused",
-                    f"{role} topic '{topic.name}' has {topic.partitions} partitions, input topic '{source.name}' has "
-                    f"{source.partitions}; expected at least as many, because an answer goes to its record's "
-                    f"partition number. Add partitions to '{topic.name}'.",
-                )
-            )
-    for topic, role, lost in ((output, "output", "verdicts"), (letters, "dead-letter", "letters")):
-        if topic is not None and topic.cleanup_policy is not None and "compact" in topic.cleanup_policy:
-            problems.append(
-                Problem(
-                    "refused",
-                    f"{role} topic '{topic.name}' has {CLEANUP_POLICY}={topic.cleanup_policy}: compaction removes "
-                    f"all {lost} of a key but the last, and takes none without a key. Expected delete.",
-                )
-            )
-    if output is not None and (output.max_message_bytes or OUTPUT_BYTES) < OUTPUT_BYTES:
-        problems.append(
-            Problem(
-                "refused",
-                f"output topic '{output.name}' accepts {output.max_message_bytes} bytes, expected at least "
-                f"{OUTPUT_BYTES}: a verdict with its record's key. Set {MAX_MESSAGE_BYTES}={OUTPUT_BYTES} or more.",
-            )
-        )
-    limit = source.max_message_bytes
-    if limit is None:
-        return problems
-    if max_message_bytes < limit:
-        problems.append(
-            Problem(
-                "configuration",
-                f"--max-message-bytes is {max_message_bytes}, input topic '{source.name}' accepts records of {limit} "
-                f"bytes ({MAX_MESSAGE_BYTES}); expected at least as much. Set --max-message-bytes {limit} or more.",
-            )
-        )
-    needed = limit + DEAD_LETTER_ROOM_BYTES
-    if letters is not None and letters.max_message_bytes is not None and letters.max_message_bytes < needed:
-        problems.append(
-            Problem(
-                "refused",
-                f"dead-letter topic '{letters.name}' accepts {letters.max_message_bytes} bytes, expected at least "
-                f"{needed}: those of input topic '{source.name}' and 64 KiB for the headers. "
-                f"Set {MAX_MESSAGE_BYTES}={needed} on '{letters.name}'.",
-            )
-        )
-    return problems
+    return problems + judge_topics([states.get(name) for name in topics], max_message_bytes)
 
 
 def partition_count(client_options: Mapping[str, object], topic: str, timeout_s: float) -> int:
@@ -205,20 +96,16 @@ def topic_limits(client_options: Mapping[str, object], topics: Sequence[str], ti
 
 def create_topics(
     client_options: Mapping[str, object],
-    input_topic: str,
-    output_topic: str,
-    dead_letter_topic: str,
+    topics: Sequence[str],
     partitions: int,
     replication_factor: int | None,
     timeout_s: float,
 ) -> list[str]:
-    """Create those of the three topics that are missing, and wait until they have leaders.
+    """Create those of the topics that are missing, and wait until they have leaders.
 
     Args:
         client_options: kafka-python's keyword arguments for the connection.
-        input_topic: where images come from.
-        output_topic: where verdicts go.
-        dead_letter_topic: where unreadable records go.
+        topics: their names, by topic_rules.ROLES.
         partitions: of the input topic, if it is missing; the others get as many as the input topic has.
         replication_factor: None for the broker's default.
         timeout_s: how long to wait for Kafka to answer at all, and for the leaders.
@@ -232,14 +119,15 @@ def create_topics(
     """
     factor = -1 if replication_factor is None else replication_factor
     created = []
+    input_topic = topics[0]
     with _admin(client_options, timeout_s) as admin:
-        for name in (input_topic, output_topic, dead_letter_topic):
+        for name, role in zip(topics, ROLES, strict=False):
             states, _ = _describe(admin, (input_topic, name))
             if name in states:
                 continue
             source = states.get(input_topic)
             configs = {}
-            if name == dead_letter_topic and source is not None and source.max_message_bytes is not None:
+            if role in {"dead-letter", "map"} and source is not None and source.max_message_bytes is not None:
                 configs[MAX_MESSAGE_BYTES] = str(source.max_message_bytes + DEAD_LETTER_ROOM_BYTES)
             topic = {
                 "num_partitions": partitions if source is None else source.partitions,

@@ -201,15 +201,19 @@ class KerasScorer:
         """What runs the model, and in which precision."""
         return self._serving
 
-    def warm_up(self, step: Callable[[], None] = lambda: None) -> None:
+    def warm_up(self, step: Callable[[], None] = lambda: None, *, reconstructions: bool = False) -> None:
         """Trace and run every padded size once, so that the first real batch is as fast as the last.
 
         Args:
             step: called after each.
+            reconstructions: warm reconstruct() up too.
         """
         images = np.zeros((self._capacity, *self._shape), np.uint8)
         for size in self._sizes:
             self.score(images, size)
+            step()
+        if reconstructions:
+            self.reconstruct(images[:1])
             step()
 
     def score(self, images: NDArray[np.uint8], count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -62,6 +62,14 @@ DEAD_LETTERS = Metric(
     "their headers name the source position and what was wrong.",
     ("reason",),
 )
+ERROR_MAPS = Metric(
+    "error_maps_total",
+    "counter",
+    "Error maps of anomalies by outcome, where localisation is on: published; omitted, too large for the map topic: "
+    "raise its max.message.bytes, the verdict has its region all the same; failed: the model could not reconstruct, "
+    "and there is no region either: see the log.",
+    ("outcome",),
+)
 SCORE = Metric(
     "score",
     "histogram",
@@ -258,7 +266,8 @@ IN_FLIGHT_RECORDS = Metric(
 IN_FLIGHT_BYTES = Metric(
     "in_flight_bytes",
     "gauge",
-    "Their values' size. Near the container's memory: lower the in-flight limits.",
+    "Their values' size, a map's for each included where maps are published. Near the container's memory: lower the "
+    "in-flight limits.",
     unit="bytes",
 )
 REBALANCES = Metric(
@@ -314,7 +323,7 @@ MEMORY_LIMIT = Metric(
 )
 
 METRICS = (
-    *(MESSAGES, ANOMALIES, SMALL_ERRORS, REPEATED_ERRORS, STREAM_LAST_MESSAGE, DEAD_LETTERS),
+    *(MESSAGES, ANOMALIES, SMALL_ERRORS, REPEATED_ERRORS, STREAM_LAST_MESSAGE, DEAD_LETTERS, ERROR_MAPS),
     *(SCORE, ERROR, RATIO, BRIGHTNESS, SHARPNESS, DRIFT, DRIFT_WINDOW),
     *(THRESHOLD, EXPECTED, CALIBRATION, MODEL, TRAINED, DEVICE),
     *(BATCH_SIZE, WAIT, DECODE, INFERENCE, PUBLISH, COMMIT, COMMITTED, LATENCY, CLOCK_SKEW),

@@ -33,7 +33,7 @@ from worker.core.errors import Reason
 from worker.core.image_statistics import brightness_and_sharpness
 from worker.core.records import TopicPartition
 from worker.core.verdicts import ModelName, Status
-from worker.ports import Clock, ReloadOutcome
+from worker.ports import Clock, MapOutcome, ReloadOutcome
 
 MAX_STREAMS = 64
 MAX_STEPS = 16
@@ -101,8 +101,9 @@ class PrometheusTelemetry:
                 values[()] = 0
         for reason in Reason:
             self._values[metrics.DEAD_LETTERS][reason.value,] = 0
-        for outcome in get_args(ReloadOutcome):
-            self._values[metrics.RELOADS][outcome,] = 0
+        for metric, outcomes in ((metrics.RELOADS, ReloadOutcome), (metrics.ERROR_MAPS, MapOutcome)):
+            for outcome in get_args(outcomes):
+                self._values[metric][outcome,] = 0
         self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {
             metric: {} for metric in metrics.METRICS if metric.kind == "histogram"
         }
@@ -277,6 +278,11 @@ class PrometheusTelemetry:
             label = self._stream(stream)
             self._values[metrics.MESSAGES]["expired", label] += 1
             self._values[metrics.STREAM_LAST_MESSAGE][label,] = now_s
+
+    def error_maps(self, outcome: MapOutcome, count: int) -> None:
+        """Count error maps by what became of them."""
+        with self._lock:
+            self._values[metrics.ERROR_MAPS][outcome,] += count
 
     def published(self, durations_s: Sequence[float]) -> None:
         """Count batches whose answers were acknowledged, by the seconds since they were handed to the client."""

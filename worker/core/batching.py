@@ -17,7 +17,7 @@ class Chunk(NamedTuple):
     Attributes:
         lease: the hold under which it was read.
         records: in the order of their offsets.
-        sizes: bytes of each record's value.
+        sizes: bytes that each record is counted with while it is in flight.
         received: when, on the monotonic clock in seconds.
         unreadable_until: see worker.ports.Polled.
     """

@@ -10,9 +10,15 @@ headers that were null and are empty here. With these the record can be put on t
 import hashlib
 
 from worker.core.errors import Reason
-from worker.core.records import MAX_CARRIED_BYTES, OutRecord, SourceRecord, TopicPartition, headers_bytes
+from worker.core.records import (
+    MAX_CARRIED_BYTES,
+    PREFIX,
+    OutRecord,
+    SourceRecord,
+    headers_bytes,
+    source_headers,
+)
 
-PREFIX = "reconstream-"
 MAX_MESSAGE_BYTES = 1024
 
 
@@ -44,10 +50,7 @@ def dead_letter(
         ("reason", reason.value.encode()),
         # Not cut within a character: the header stays text.
         ("message", message.encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()),
-        ("source-topic", record.topic.encode()),
-        ("source-partition", b"%d" % record.partition),
-        ("source-offset", b"%d" % record.offset),
-        ("source-timestamp-ms", b"%d" % (-1 if record.timestamp is None else record.timestamp)),
+        *source_headers(record),
         ("worker-version", worker_version.encode()),
         ("model-version", model_version.encode()),
     ]
@@ -77,11 +80,3 @@ def dead_letter(
     headers += [(PREFIX + name, content) for name, content in added]
     # The client refuses a record with neither key nor value; the header `value` says which it was.
     return OutRecord(topic, record.partition, key, b"" if value is None and key is None else value, headers)
-
-
-def source_of(letter: OutRecord) -> tuple[TopicPartition, int]:
-    """Partition and offset of the record that `letter`, made by dead_letter(), stands for."""
-    # Of a name that stands there twice dict() keeps the last, which is ours.
-    headers = dict(letter.headers)
-    topic, partition, offset = (headers[f"{PREFIX}source-{name}"] for name in ("topic", "partition", "offset"))
-    return TopicPartition(topic.decode(), int(partition)), int(offset)

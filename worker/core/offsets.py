@@ -32,7 +32,7 @@ class Part(NamedTuple):
     Attributes:
         lease: the hold under which they were read.
         records: the records, in the order of their offsets.
-        bytes: the size of their values together.
+        bytes: what they are counted with in flight, together.
         next_offset: the position once they are all answered.
         unreadable_until: the one record stands for a range that Kafka could not read, up to this offset.
     """

@@ -65,6 +65,28 @@ class OutRecord(NamedTuple):
     headers: list[tuple[str, bytes]]
 
 
+PREFIX = "reconstream-"
+"""How the names of the headers begin that the worker adds."""
+
+
+def source_headers(record: SourceRecord) -> list[tuple[str, bytes]]:
+    """Headers that say where `record` stands, their names without PREFIX; a record without a timestamp has -1."""
+    return [
+        ("source-topic", record.topic.encode()),
+        ("source-partition", b"%d" % record.partition),
+        ("source-offset", b"%d" % record.offset),
+        ("source-timestamp-ms", b"%d" % (-1 if record.timestamp is None else record.timestamp)),
+    ]
+
+
+def source_of(record: OutRecord) -> tuple[TopicPartition, int]:
+    """Partition and offset that `record` names in the headers of source_headers()."""
+    # Of a name that stands there twice dict() keeps the last, which is ours.
+    headers = dict(record.headers)
+    topic, partition, offset = (headers[f"{PREFIX}source-{name}"] for name in ("topic", "partition", "offset"))
+    return TopicPartition(topic.decode(), int(partition)), int(offset)
+
+
 def headers_bytes(headers: Headers) -> int:
     """Bytes of names and values."""
     return sum(len(name) + len(value or b"") for name, value in headers)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from worker.adapters.kafka_admin import Problem, error_of, in_order, inspect
+from worker.adapters.kafka_admin import inspect
+from worker.adapters.topic_rules import Problem, error_of, in_order
 from worker.core.bundle import read_bundle
 from worker.core.errors import BundleError, ExitCode
 from worker.settings import RunSettings
@@ -46,7 +47,7 @@ def check(settings: RunSettings) -> list[Problem]:
             problems.append(Problem("configuration", message))
     problems += inspect(
         settings.kafka.client_options(),
-        *settings.topics,
+        settings.topics,
         max_message_bytes=settings.max_message_bytes,
         timeout_s=settings.start_timeout_s,
     )

@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from worker.adapters.system_clock import SystemClock
+from worker.answering import Answerer, Model
 from worker.core.batching import Batch
 from worker.core.bundle import Bundle, read_bundle
 from worker.core.errors import ConfigurationError
@@ -19,7 +20,6 @@ from worker.core.offsets import Lease, Part
 from worker.core.progress import Progress
 from worker.core.records import Record, TopicPartition
 from worker.core.verdicts import Judge
-from worker.scoring import Answerer, Model
 from worker.settings import CommonSettings
 
 TOPIC = "file"
@@ -49,6 +49,8 @@ class _Silence:
     def expired(self, stream: str) -> None: ...
 
     def reloaded(self, outcome: object) -> None: ...
+
+    def error_maps(self, outcome: object, count: int) -> None: ...
 
     def published(self, durations_s: object) -> None: ...
 
