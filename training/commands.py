@@ -6,7 +6,6 @@ which `--help`, `inspect` and a wrong setting must not wait for, and Keras only 
 # ruff: noqa: PLC0415 - see above
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 BACKENDS = {"keras": "tensorflow", "openvino": "openvino"}
 """What the manifest names, by --scorer."""
-ENOUGH_STEPS = 1000
 FEW_PIXELS = " The score is of the whole image: a fault of few pixels hardly moves it."
 # Below it the report is worth a look before the bundle is.
 DOUBTFUL_AUROC = 0.8
@@ -59,6 +57,7 @@ def fit(settings: Fit, console: Console) -> Path:
         channels=settings.channels,
         max_unreadable=settings.max_unreadable,
         group_by=settings.group_by,
+        scratch=settings.output,
     )
     show_skipped(console, dataset.skipped)
     check_threshold(settings, dataset)  # before the fit, not after it
@@ -67,45 +66,16 @@ def fit(settings: Fit, console: Console) -> Path:
 
     backend = BACKENDS[settings.scorer]
     serving.prepare(backend, settings.precision)
-    import keras
-
     from training import export, model, report
     from training.evaluate import judge_thresholds, labelled, rare_in
-    from training.fit import compile_autoencoder, fit_autoencoder, seconds_per_step, steps_per_epoch
+    from training.fitting import fit_network
     from training.presets import PRESETS
-    from training.progress import show_progress
     from training.thresholds import choose_method, fit_threshold
     from worker.adapters.keras_scorer import weights_sha256
 
     preset = PRESETS[settings.preset]
-    keras.utils.set_random_seed(settings.seed)
-    autoencoder = model.build_autoencoder(dataset.shape, settings.latent_size, preset.filters(dataset.shape))
-    steps = steps_per_epoch(len(dataset.fit), settings.batch_size)
-    epochs = settings.epochs or enough_epochs(preset.epochs, steps)
-    compile_autoencoder(autoencoder, settings.learning_rate, epochs * steps if preset.decay else None)
-    if not settings.quiet:
-        # Validation has no backward pass: a third of a step's work.
-        validation = steps_per_epoch(len(dataset.calibration), settings.batch_size) / 3
-        each = seconds_per_step(autoencoder, dataset.fit, settings.batch_size)
-        expected = epochs * (steps + validation) * each
-        console.print(
-            f"Fitting {len(dataset.fit):,} normal images ({escape(dataset.normal)} of {escape(dataset.source)}) for "
-            f"{epochs} epochs of {steps} steps: about {in_words(expected)} on this machine.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    with show_progress(console, epochs=epochs, steps=steps, quiet=settings.quiet) as progress:
-        history = fit_autoencoder(
-            autoencoder,
-            dataset.fit,
-            dataset.calibration,
-            epochs=epochs,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            progress=progress,
-            corrupt=preset.corrupt,
-        )
-    score = preset.score(autoencoder, dataset.fit, settings.seed)
+    fitted = fit_network(settings, preset, dataset, console)
+    autoencoder, history, score = fitted.autoencoder, fitted.history, fitted.score
     scorer_model = model.build_scorer(autoencoder, score)
     choice = serving.choose(scorer_model, dataset.calibration, backend, settings.precision)
     scorer = choice.scorer
@@ -119,7 +89,6 @@ def fit(settings: Fit, console: Console) -> Path:
         "optimizer": "adam",
         "learning_rate": settings.learning_rate,
         "loss": "mse",
-        "epochs": epochs,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "latent_size": settings.latent_size,
@@ -127,6 +96,7 @@ def fit(settings: Fit, console: Console) -> Path:
         "k": settings.k,
         "cost_ratio": settings.cost_ratio,
         "prevalence": settings.prevalence,
+        **fitted.settings,
         "group_by": settings.group_by or ("array groups" if dataset.calibration_groups is not None else "none"),
         "parameters": autoencoder.count_params(),
         "device": " ".join(scorer.device),
@@ -163,6 +133,7 @@ def fit(settings: Fit, console: Console) -> Path:
         training={**training, "loss_history": history.loss, "validation_loss_history": history.validation_loss},
         report=page,
     )
+    fitted.saved.remove()
     folder = settings.output / bundle.folder.name
     show_thresholds(console, judged, settings.parts_per_day, rare_in(calibration, judged, settings.prevalence))
     found = next(item.evaluation for item in judged if item.chosen)
@@ -176,6 +147,7 @@ def fit(settings: Fit, console: Console) -> Path:
             soft_wrap=True,
         )
     console.print(f"fitted in {in_words(history.seconds)}", highlight=False, soft_wrap=True)
+    console.print(f"weights {bundle.manifest.weights_sha256}", highlight=False, soft_wrap=True)
     console.print(f"serves in {training['serving']}: {choice.why}", highlight=False, markup=False, soft_wrap=True)
     show_written(console, folder)
     return folder
@@ -191,7 +163,7 @@ def calibrate(settings: Calibrate, console: Console) -> Path:
         ConfigurationError: settings or data are wrong, or the data does not support the threshold.
         BundleError: the bundle is damaged, or what was written does not verify.
     """
-    from training.data import load_normals
+    from training.normals import load_normals
 
     bundle = read_bundle(settings.bundle)
     output = settings.output or bundle.folder.parent
@@ -202,6 +174,7 @@ def calibrate(settings: Calibrate, console: Console) -> Path:
         normal=settings.normal or _normal_as_fitted(bundle.manifest.data.normal, Path(settings.data)),
         max_unreadable=settings.max_unreadable,
         group_by=settings.group_by,
+        scratch=output,
     )
     show_skipped(console, normals.skipped)
     if normals.anomalies:
@@ -246,14 +219,6 @@ def check_threshold(settings: Fit, dataset: "Dataset") -> None:
     method = choose_method(settings.method, settings.rate, settings.k, settings.cost_ratio, labelled)
     count = len(dataset.calibration)
     method.check(count, count if groups is None else len(np.unique(groups)))
-
-
-def enough_epochs(epochs: int, steps: int) -> int:
-    """A preset's epochs of so many steps, more where they would be few steps in all.
-
-    The tutorial's 20 are 1,060 steps; 20 epochs of 200 images would be 40, and the model would know nothing.
-    """
-    return max(epochs, math.ceil(ENOUGH_STEPS / steps))
 
 
 def evaluate(settings: Evaluate, console: Console) -> None:

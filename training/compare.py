@@ -28,8 +28,8 @@ def benchmark(settings: Benchmark, console: Console) -> None:
         ConfigurationError: the data has no such labels or splits, or the file is none of ours.
     """
     from training import quality, surface_quality
+    from training.arrays import labelled_splits
     from training.contenders import BASELINES
-    from training.data import labelled_splits
     from training.results import Book, summarise, summarise_surfaces
     from training.surfaces import TEXTURES
 

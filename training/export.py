@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data import Dataset
+from training.images import Images, parts
 from training.quantiles import image_quantiles, quantiles
 from worker.adapters.keras_scorer import KerasScorer, weights_sha256
 from worker.core.bundle import (
@@ -60,8 +61,8 @@ MEAN_SQUARED_ERROR = ScoreDefinition(name="mse", pooling="mean")
 
 def calibrate_scores(scorer: KerasScorer, dataset: Dataset) -> Calibration:
     """Score the calibration and evaluation images with what will serve."""
-    scores, errors = scorer.score_all(dataset.calibration)
-    evaluation_scores, evaluation_errors = scorer.score_all(dataset.evaluation)
+    scores, errors = score_images(scorer, dataset.calibration)
+    evaluation_scores, evaluation_errors = score_images(scorer, dataset.evaluation)
     return Calibration(
         scores,
         errors,
@@ -73,9 +74,18 @@ def calibrate_scores(scorer: KerasScorer, dataset: Dataset) -> Calibration:
     )
 
 
+def score_images(scorer: KerasScorer, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scores and errors, float32 (n,), of images that may be more than the memory should hold."""
+    found = [scorer.score_all(part) for part in parts(images, 4 * scorer.batch_capacity)]
+    if not found:
+        return np.empty(0, np.float32), np.empty(0, np.float32)
+    scores, errors = zip(*found, strict=True)
+    return np.concatenate(scores), np.concatenate(errors)
+
+
 def golden_images(scorer: KerasScorer, dataset: Dataset) -> Golden:
     """Eight images as PNG, scored after they were decoded: half calibration images, half anomalies if there are."""
-    anomalies = dataset.evaluation[dataset.labels][: GOLDEN_IMAGES // 2]
+    anomalies = dataset.evaluation[np.flatnonzero(dataset.labels)[: GOLDEN_IMAGES // 2]]
     normals = dataset.calibration[: GOLDEN_IMAGES - len(anomalies)]
     encoded = tuple(encode_png(image) for image in (*normals, *anomalies))
     spec = ImageSpec(*dataset.shape)
@@ -211,7 +221,7 @@ def publish(output: Path, manifest: Manifest, write_files: Callable[[Path], None
     return bundle
 
 
-def calibration_quantiles(calibration: Calibration, images: NDArray[np.uint8]) -> dict[str, dict[str, float]]:
+def calibration_quantiles(calibration: Calibration, images: Images) -> dict[str, dict[str, float]]:
     """The manifest's, of a calibration and its images, uint8 (n, H, W, C)."""
     return {"score": quantiles(calibration.scores), "error": quantiles(calibration.errors), **image_quantiles(images)}
 

@@ -1,13 +1,11 @@
 """A folder of PNG and JPEG files as arrays.
 
 Rules: files are decoded by worker.core.images, as the worker will decode them; what cannot be decoded is
-listed and skipped up to a limit, beyond it nothing is fitted. Layouts: a folder with `good/` (or the
-sub-folder that the setting `normal` names), whose other sub-folders are anomalies; or normal files in the
-folder itself, with anomalies in sub-folders or none.
+listed and skipped up to a limit, beyond it nothing is fitted. Which file is what, training.layouts says.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from training.images import Images, room_for, subset
+from training.layouts import Entry, list_files
 from worker.core.errors import ConfigurationError, Reason, Unreadable
 from worker.core.image_headers import JPEG_SIGNATURE, PNG_SIGNATURE, Header, read_jpeg, read_png
 from worker.core.images import ImageSpec, decode_into
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-GOOD = "good"
 NAMED_IN_ERRORS = 10
 
 
@@ -33,14 +31,38 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder's images uint8 (n, H, W, C), whether each is an anomaly, bool (n,), its file and what that was."""
+    """A folder's images.
+
+    Attributes:
+        normal: what is normal, in words.
+        images: uint8 (n, H, W, C).
+        entries: what each is.
+        origins: what each was as a file.
+        skipped: unreadable files, each with its reason.
+    """
 
     normal: str
-    images: NDArray[np.uint8]
-    anomalous: NDArray[np.bool_]
-    files: tuple[Path, ...]
+    images: Images
+    entries: tuple[Entry, ...]
     origins: tuple[Origin, ...]
     skipped: tuple[str, ...]
+
+    @property
+    def anomalous(self) -> NDArray[np.bool_]:
+        """Whether each is an anomaly, bool (n,)."""
+        return np.array([entry.anomalous for entry in self.entries], np.bool_)
+
+    @property
+    def test(self) -> NDArray[np.bool_] | None:
+        """Which of them the layout gives to evaluate alone, bool (n,); None: it gives none."""
+        if all(entry.test is None for entry in self.entries):
+            return None
+        return np.array([bool(entry.test) for entry in self.entries])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of each."""
+        return tuple(entry.file for entry in self.entries)
 
 
 def read_folder(
@@ -50,84 +72,52 @@ def read_folder(
     channels: int | None,
     max_unreadable: int,
     spec: ImageSpec | None = None,
+    scratch: Path | None = None,
 ) -> Pictures:
     """Read a folder.
 
     Args:
         path: the folder.
-        normal: the sub-folder of normal images; None: `good`, or the folder itself where there is none.
+        normal: as list_files() takes it.
         size: (height, width) to bring all files to; None: the most common one, which all must have.
         channels: 1 or 3; None: as most files.
         max_unreadable: how many files may be skipped.
         spec: what every file must be or is brought to; None: as size and channels say.
+        scratch: the folder for images that are more than the memory should hold; None: the system's.
 
     Raises:
-        ConfigurationError: the folder has another layout, no images, or too many that cannot be decoded.
+        ConfigurationError: the folder has another layout, no images, or too many that cannot be decoded; or they are
+            too many for the disk.
     """
-    kind, files = _list(path, normal)
-    spec = spec or _spec([file for file, _ in files], size, channels)
-    images = np.empty((len(files), *spec.shape), np.uint8)
+    listing = list_files(path, normal)
+    spec = spec or _spec([entry.file for entry in listing.entries], size, channels)
+    images = room_for(len(listing.entries), spec.shape, scratch)
+    image = np.empty(spec.shape, np.uint8)
     origins: list[Origin] = []
-    anomalous: list[bool] = []
-    read: list[Path] = []
+    read: list[Entry] = []
     skipped: list[str] = []
-    for file, is_anomalous in files:
+    for entry in listing.entries:
         try:
-            value = file.read_bytes()
+            value = entry.file.read_bytes()
             header, codec = _header(value)
-            decode_into(value, f"image/{codec}", spec, images[len(origins)])
+            decode_into(value, f"image/{codec}", spec, image)
         except (Unreadable, OSError) as error:
-            skipped.append(f"{file.relative_to(path)}: {error}")
+            skipped.append(f"{entry.file.relative_to(path)}: {error}")
             continue
+        images[len(read)] = image
         height, width = _seen(header)
         origins.append(Origin(codec, f"{height}x{width}x{header.channels}"))
-        anomalous.append(is_anomalous)
-        read.append(file)
-    if len(skipped) > max_unreadable or not origins:
+        read.append(entry)
+    if len(skipped) > max_unreadable or not read:
         named = "\n  ".join(skipped[:NAMED_IN_ERRORS])
         more = f"\n  and {len(skipped) - NAMED_IN_ERRORS} more" if len(skipped) > NAMED_IN_ERRORS else ""
         raise ConfigurationError(
-            f"data: {len(skipped)} of {len(files)} files in '{path}' cannot be used as images of {spec.height} x "
-            f"{spec.width} x {spec.channels}, max_unreadable allows {max_unreadable}. Where sizes differ, height "
-            f"and width bring all files to one size.\n  {named}{more}"
+            f"data: {len(skipped)} of {len(listing.entries)} files in '{path}' cannot be used as images of "
+            f"{spec.height} x {spec.width} x {spec.channels}, max_unreadable allows {max_unreadable}. Where sizes "
+            f"differ, height and width bring all files to one size.\n  {named}{more}"
         )
-    count = len(origins)
-    return Pictures(kind, images[:count], np.array(anomalous, np.bool_), tuple(read), tuple(origins), tuple(skipped))
-
-
-def _list(path: Path, normal: str | None) -> tuple[str, list[tuple[Path, bool]]]:
-    """What is normal in words, and every image file, sorted, with whether it is an anomaly."""
-    own = _pictures(path.iterdir())
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    chosen = path / (normal or GOOD)
-    if chosen in folders:
-        if own:
-            raise ConfigurationError(
-                f"data: '{path}' has images both in itself and in '{chosen.name}'; leave them in one place."
-            )
-        kind, good = f"folder {chosen.name}", _pictures(chosen.rglob("*"))
-        folders.remove(chosen)
-    elif normal is None and own:
-        kind, good = "the folder's own files", own
-    else:
-        raise ConfigurationError(
-            f"data: '{path}' has no normal images; expected them in '{chosen}' or, where the setting normal names "
-            f"no sub-folder, in '{path}' itself. Sub-folders found: {', '.join(f.name for f in folders) or 'none'}."
-        )
-    if not good:
-        raise ConfigurationError(f"data: there are no normal images ({', '.join(sorted(SUFFIXES))}) in '{chosen}'.")
-    files = [(file, False) for file in good]
-    files += [(file, True) for folder in folders for file in _pictures(folder.rglob("*"))]
-    return kind, files
-
-
-def _pictures(entries: Iterable[Path]) -> list[Path]:
-    """The image files among them, sorted."""
-    return sorted(
-        entry
-        for entry in entries
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
-    )
+    used = subset(images, np.arange(len(read))) if skipped else images
+    return Pictures(listing.normal, used, tuple(read), tuple(origins), tuple(skipped))
 
 
 def _header(value: bytes) -> tuple[Header, str]:

@@ -72,6 +72,19 @@ def group_files(rule: str, root: Path, files: Sequence[Path]) -> list[str]:
     return [str(name) for name in names]
 
 
+def refuse_group_by(rule: str | None, data: str) -> None:
+    """Refuse a rule for what is no folder.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    if rule is not None:
+        raise ConfigurationError(
+            f"group_by (--group-by): '{rule}' was given; it is for folders of files. In an .npz such as '{data}' "
+            "the groups are an array called groups, a number or text for each of the images."
+        )
+
+
 def number_groups(names: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
     """Names as numbers from 0, (n,)."""
     return np.unique(np.asarray(names, np.str_), return_inverse=True)[1].astype(np.int64)

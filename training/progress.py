@@ -15,11 +15,21 @@ from rich.progress import Progress as Bar
 
 @dataclass(frozen=True)
 class History:
-    """Mean loss of each epoch on the fit and calibration images, and what the fit took in seconds."""
+    """How a fit went.
+
+    Attributes:
+        loss: mean of each epoch, on the images that it learned from.
+        validation_loss: after each epoch, on normal images that it did not learn from.
+        seconds: what the fit took.
+        kept: the epoch whose network is the result, from 1.
+        ended: why there was no further epoch, in words.
+    """
 
     loss: tuple[float, ...]
     validation_loss: tuple[float, ...]
     seconds: float
+    kept: int = 0
+    ended: str = ""
 
 
 class Progress(Protocol):
@@ -60,12 +70,14 @@ class _Lines(Silence):
 class _LiveBar:
     """A bar over all steps of all epochs."""
 
-    def __init__(self, bar: Bar, epochs: int, steps: int) -> None:
+    def __init__(self, bar: Bar, epochs: int, steps: int, done: int) -> None:
         self._bar = bar
         self._epochs = epochs
         self._validation = "-"
-        self._epoch = 1
-        self._task = bar.add_task("fit", total=epochs * steps, epoch=f"1/{epochs}", loss="-", validation="-")
+        self._epoch = done + 1
+        self._task = bar.add_task(
+            "fit", total=epochs * steps, completed=done * steps, epoch=f"{done}/{epochs}", loss="-", validation="-"
+        )
 
     def step(self, loss: float) -> None:
         """Advance by one."""
@@ -80,8 +92,8 @@ class _LiveBar:
 
 
 @contextmanager
-def show_progress(console: Console, *, epochs: int, steps: int, quiet: bool) -> Iterator[Progress]:
-    """The progress that suits the console, for `epochs` of `steps` each."""
+def show_progress(console: Console, *, epochs: int, steps: int, quiet: bool, done: int = 0) -> Iterator[Progress]:
+    """The progress that suits the console, for `epochs` of `steps` each, some of which may be done."""
     if quiet:
         yield Silence()
     elif not console.is_terminal:
@@ -97,4 +109,4 @@ def show_progress(console: Console, *, epochs: int, steps: int, quiet: bool) -> 
             TimeRemainingColumn(),
         )
         with Bar(*columns, console=console) as bar:
-            yield _LiveBar(bar, epochs, steps)
+            yield _LiveBar(bar, epochs, steps, done)

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from training import export
-from training.data import Normals
 from training.evaluate import Judged, judge_thresholds, labelled, without_history
+from training.normals import Normals
 from training.report import render_calibration_report
 from training.threshold_settings import ThresholdSettings
 from training.thresholds import choose_method, fit_threshold
@@ -39,7 +39,7 @@ def calibrate_bundle(
         BundleError: what was written does not verify.
     """
     old = bundle.manifest
-    scores, errors = scorer.score_all(normals.images)
+    scores, errors = export.score_images(scorer, normals.images)
     kept = bundle.calibration
     calibration = Calibration(
         scores,

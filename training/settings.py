@@ -42,14 +42,15 @@ class Fit(ThresholdSettings):
       reconstream-train fit --data photos/ --threshold-method conformal --false-alarms-per-day 5 --parts-per-day 2000
       RECONSTREAM_TRAIN_EPOCHS=40 reconstream-train fit --config fit.toml
 
-    Ctrl-C stops it and leaves no half bundle.
+    Ctrl-C stops it and leaves no half bundle; the same command goes on after the last complete epoch.
     """
 
     data: str = Field(
         "sample",
         min_length=1,
         description="`sample` (the shipped MNIST), an .npz with x_train y_train x_test y_test, an .npz with images "
-        "(uint8, N x H x W or N x H x W x C) and optional labels, or a folder of PNG and JPEG files",
+        "(uint8, N x H x W or N x H x W x C) and optional labels, or a folder of PNG and JPEG files, "
+        "also as MVTec AD and VisA have them",
     )
     normal: str | None = Field(
         None,
@@ -70,6 +71,29 @@ class Fit(ThresholdSettings):
         ge=1,
         le=10_000,
         description="passes over the normal images, 1 to 10000; none: the preset's, or as many as make 1000 steps",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="the fit ends after so many epochs without a lower validation loss, on a tenth of the fit images "
+        "that is held out for it, and keeps the epoch with the lowest; 1 to 10000; none: a quarter of the epochs; "
+        "`tutorial`, and fewer than 200 images: all epochs, the last is kept",
+    )
+    time_budget: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="minutes that the fit may take, above 0, at most 100000: epochs are planned that fit into it on "
+        "this machine; none: no limit",
+    )
+    robust: bool = Field(
+        default=False,
+        description="some images that are called normal may be anomalies: each epoch leaves out the 2 percent that "
+        "are restored worst, and the score is fitted without the 5 percent that look strangest to the others",
+    )
+    fresh: bool = Field(
+        default=False, description="begin anew, even where the same fit was interrupted and could go on"
     )
     batch_size: int = Field(128, ge=1, le=65_536, description="images per step; 1 to 65536")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, shuffling and split; 0 to 4294967295")

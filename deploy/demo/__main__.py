@@ -143,7 +143,7 @@ def run(*, keep: bool, rate: float) -> int:
         console.print(f"worker ready; metrics at [link]{url}/metrics[/link], its log in {worker.log}")
         step("3  feed it the evaluation images, and a few broken ones")
         dataset = load()
-        feeder = Feeder(bootstrap, images, list(messages(dataset.evaluation, dataset.labels)), rate)
+        feeder = Feeder(bootstrap, images, list(messages(dataset.evaluation[:], dataset.labels)), rate)
         verdict_reader, letter_reader = Reader(bootstrap, verdicts), Reader(bootstrap, letters)
         resources.callback(verdict_reader.close)
         resources.callback(letter_reader.close)

@@ -22,8 +22,8 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
+from training.arrays import labelled_splits
 from training.corruptions import Corruption, Pixels, affine, unchanged
-from training.data import labelled_splits
 from worker.adapters.keras_scorer import prepare_device, select_backend
 
 OUTPUT = Path("build/choice.json")

@@ -1,3 +1,5 @@
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.data import Dataset, load, split
+from training import images as memory
+from training.data import Dataset, load
+from training.images import Images, Stored
+from training.roles import split
 from training.sample import SAMPLE
 from worker.core.errors import ConfigurationError
 from worker.core.images import encode_png
@@ -19,8 +24,8 @@ def write_images(folder: Path, count: int, *, value: int = 10, size: int = 8) ->
         (folder / f"{index:03}.png").write_bytes(encode_png(np.full((size, size, 1), value + index, np.uint8)))
 
 
-def firsts(images: NDArray[np.uint8]) -> list[int]:
-    pixels: list[int] = images[:, 0, 0, 0].tolist()
+def firsts(images: Images) -> list[int]:
+    pixels: list[int] = images[:][:, 0, 0, 0].tolist()
     return pixels
 
 
@@ -106,6 +111,64 @@ def test_an_npz_of_ones_own(tmp_path: Path) -> None:
     plain = load(str(tmp_path / "plain.npz"), calibration_size=5)
     assert (len(plain.fit), len(plain.calibration), len(plain.evaluation)) == (35, 5, 0)
     assert plain.calibration_names == tuple(f"images[{value}]" for value in firsts(plain.calibration))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_larger_than_the_memory_is_the_same_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (90, 8, 8), dtype=np.uint8)
+    save(tmp_path / "own.npz", images=images, labels=np.arange(90) % 9 == 0)
+    save(tmp_path / "split.npz", x_train=images, y_train=np.zeros(90, int), x_test=images, y_test=np.arange(90) % 2)
+
+    def loaded(name: str) -> Dataset:
+        normal = "False" if name == "own" else "0"
+        return load(str(tmp_path / f"{name}.npz"), normal=normal, calibration_size=9, scratch=tmp_path)
+
+    for name in ("own", "split"):
+        expected = loaded(name)
+        with monkeypatch.context() as context:
+            context.setattr(memory, "IN_MEMORY", 2000)
+            found = loaded(name)
+        assert isinstance(found.fit, Stored)
+        assert isinstance(found.evaluation, Stored)
+        assert found.description() == expected.description()
+        np.testing.assert_array_equal(found.fit[:], expected.fit)
+        np.testing.assert_array_equal(found.evaluation[:], expected.evaluation)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.npz", "split.npz"]
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((9, 8, 8), np.float32), np.asfortranarray(np.zeros((9, 8, 8), np.uint8))]
+)
+def test_large_arrays_that_are_no_images_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: NDArray[Any]
+) -> None:
+    np.savez(tmp_path / "own.npz", images=images)
+    monkeypatch.setattr(memory, "IN_MEMORY", 100)
+    with pytest.raises(ConfigurationError, match=rf"images is {images.dtype} .*expected uint8 .*, row by row"):
+        load(str(tmp_path / "own.npz"))
+
+
+def test_a_folder_larger_than_the_memory_is_the_same_data_in_little_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "photos" / "good", 60, value=0, size=128)
+    write_images(tmp_path / "photos" / "dent", 30, value=100, size=128)
+    (tmp_path / "photos" / "good" / "010.png").write_bytes(b"no picture")
+    expected = load(str(tmp_path / "photos"), calibration_size=5)
+    monkeypatch.setattr(memory, "IN_MEMORY", 2**17)
+    tracemalloc.start()
+    try:
+        found = load(str(tmp_path / "photos"), calibration_size=5, scratch=tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 90 * 128 * 128 / 4
+    assert found.description() == expected.description()
+    np.testing.assert_array_equal(found.fit[:], expected.fit)
+    np.testing.assert_array_equal(found.evaluation[:], expected.evaluation)
+    assert found.skipped == expected.skipped
 
 
 def small(**changes: Any) -> dict[str, NDArray[Any]]:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tests.unit.test_training_data import write_images
-from training.data import load, load_normals
+from training.data import load
 from training.groups import group_files, number_groups
+from training.normals import load_normals
 from worker.core.errors import ConfigurationError
 from worker.core.images import ImageSpec, encode_png
 

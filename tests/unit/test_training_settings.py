@@ -4,8 +4,7 @@ import pytest
 
 from training import settings
 from training.__main__ import main
-from training.commands import enough_epochs
-from training.data import CALIBRATION_SIZE
+from training.roles import CALIBRATION_SIZE
 from worker.core.errors import ConfigurationError, ExitCode
 
 
@@ -24,7 +23,6 @@ def fit(*arguments: str) -> settings.Fit:
 def test_the_defaults_are_the_tutorials() -> None:
     parsed = fit()
     assert (parsed.data, parsed.batch_size, parsed.epochs, parsed.calibration_size) == ("sample", 128, None, None)
-    assert enough_epochs(20, 53) == 20
     assert CALIBRATION_SIZE == 500
     assert (parsed.latent_size, parsed.threshold_method, parsed.rate, parsed.k) == (32, "percentile", 0.01, 3.0)
 
@@ -143,7 +141,3 @@ def test_what_is_wrong_has_its_exit_code_and_one_message(
     assert captured.out == ""
     assert captured.err.count("reconstream-train:") + captured.err.count("error:") >= 1
     assert "Traceback" not in captured.err
-
-
-def test_a_small_source_gets_more_epochs() -> None:
-    assert [enough_epochs(20, steps) for steps in (1, 2, 49, 50, 51, 1000)] == [1000, 500, 21, 20, 20, 20]

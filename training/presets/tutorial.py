@@ -18,4 +18,5 @@ PRESET = Preset(
     score=lambda _autoencoder, _images, _seed: MEAN_SQUARED_ERROR,
     epochs=20,
     decay=False,
+    early_stopping=False,
 )
