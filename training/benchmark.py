@@ -40,7 +40,7 @@ class PresetContender:
         autoencoder = build_autoencoder(shape, filters=self.preset.filters(shape))
         epochs = self.epochs or self.preset.epochs
         steps = epochs * steps_per_epoch(len(images), BATCH_SIZE)
-        compile_autoencoder(autoencoder, decay_steps=steps if self.preset.decay else None)
+        compile_autoencoder(autoencoder, self.preset.learning_rate, steps if self.preset.decay else None)
         fit_autoencoder(
             autoencoder,
             images,

@@ -8,6 +8,7 @@ which `--help`, `inspect` and a wrong setting must not wait for, and Keras only 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def fit(settings: Fit, console: Console) -> Path:
     backend = BACKENDS[settings.scorer]
     serving.prepare(backend, settings.precision)
     from training import export, model, report
+    from training.corruptions import CORRUPTIONS
     from training.evaluate import judge_thresholds, labelled, rare_in
     from training.fitting import fit_network
     from training.presets import PRESETS
@@ -74,6 +76,8 @@ def fit(settings: Fit, console: Console) -> Path:
     from worker.adapters.keras_scorer import weights_sha256
 
     preset = PRESETS[settings.preset]
+    if settings.corruption is not None:
+        preset = replace(preset, corrupt=CORRUPTIONS[settings.corruption])
     fitted = fit_network(settings, preset, dataset, console)
     autoencoder, history, score = fitted.autoencoder, fitted.history, fitted.score
     scorer_model = model.build_scorer(autoencoder, score)
@@ -87,7 +91,8 @@ def fit(settings: Fit, console: Console) -> Path:
     training: dict[str, Any] = {
         "preset": preset.name,
         "optimizer": "adam",
-        "learning_rate": settings.learning_rate,
+        "learning_rate": settings.learning_rate or preset.learning_rate,
+        "corruption": settings.corruption or "the preset's",
         "loss": "mse",
         "batch_size": settings.batch_size,
         "seed": settings.seed,

@@ -100,7 +100,8 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
     steps = steps_per_epoch(learned_per_epoch(len(learning), settings.robust), settings.batch_size)
     wanted = settings.epochs or enough_epochs(preset.epochs, steps)
     kept = SavedFit(settings.output, what_decides(settings, preset, dataset))
-    compile_autoencoder(autoencoder, settings.learning_rate, wanted * steps if preset.decay else None)
+    learning_rate = settings.learning_rate or preset.learning_rate
+    compile_autoencoder(autoencoder, learning_rate, wanted * steps if preset.decay else None)
     saved = None if settings.fresh else _saved(kept, autoencoder, console)
     epochs = wanted
     if saved is not None:
@@ -113,7 +114,7 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
             epochs = affordable_epochs(wanted, each, settings.time_budget)
         _tell(console, settings, dataset, len(learning), epochs, steps, each)
     if preset.decay and epochs != wanted:
-        compile_autoencoder(autoencoder, settings.learning_rate, epochs * steps)
+        compile_autoencoder(autoencoder, learning_rate, epochs * steps)
     patience = (settings.patience or patience_for(epochs)) if early else None
     done = 0 if saved is None else len(saved.standing.loss)
     try:

@@ -98,7 +98,14 @@ class Fit(ThresholdSettings):
     batch_size: int = Field(128, ge=1, le=65_536, description="images per step; 1 to 65536")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, shuffling and split; 0 to 4294967295")
     latent_size: int = Field(32, ge=1, le=65_536, description="numbers that an image is squeezed into; 1 to 65536")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's; above 0, at most 1")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Adam's; above 0, at most 1; none: the preset's"
+    )
+    corruption: Literal["none", "affine", "quarter-turns", "erased"] | None = Field(
+        None,
+        description="what the network learns to undo: `affine` a turn, shear, scale and shift, `quarter-turns` for "
+        "what has an up and a down, `erased` rectangles for what must be whole; none given: the preset's",
+    )
     calibration_size: int | None = Field(
         None,
         ge=2,

@@ -155,7 +155,7 @@ def judged(images: NDArray[np.uint8], corruption: str, preset: str, epochs: int)
     height, width, channels = images.shape[1:]
     shape = height, width, channels
     autoencoder = build_autoencoder(shape, LATENT, PRESETS[preset].filters(shape))
-    compile_autoencoder(autoencoder, decay_steps=epochs * steps_per_epoch(len(fitted), BATCH_SIZE))
+    compile_autoencoder(autoencoder, PRESETS[preset].learning_rate, epochs * steps_per_epoch(len(fitted), BATCH_SIZE))
     fit_autoencoder(
         autoencoder,
         fitted,

@@ -40,4 +40,12 @@ def score(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
     return mixture_density(autoencoder, images, seed)
 
 
-PRESET = Preset(name="default", filters=filters, corrupt=affine, score=score, epochs=40, decay=True)
+PRESET = Preset(
+    name="default",
+    filters=filters,
+    corrupt=affine,
+    score=score,
+    epochs=20,
+    learning_rate=2e-3,
+    decay=True,
+)

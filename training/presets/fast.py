@@ -16,4 +16,12 @@ def filters(shape: tuple[int, int, int]) -> tuple[int, ...]:
     return first * 3 // 8, *(count // 2 for count in others)
 
 
-PRESET = Preset(name="fast", filters=filters, corrupt=affine, score=default.score, epochs=40, decay=True)
+PRESET = Preset(
+    name="fast",
+    filters=filters,
+    corrupt=affine,
+    score=default.score,
+    epochs=20,
+    learning_rate=2e-3,
+    decay=True,
+)

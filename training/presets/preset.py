@@ -24,6 +24,7 @@ class Preset:
         corrupt: what the autoencoder learns to undo.
         score: from the fitted autoencoder, normal images uint8 (n, H, W, C) and a seed to the score.
         epochs: passes over the normal images, where they are enough steps.
+        learning_rate: Adam's.
         early_stopping: whether the fit may end before its last epoch, and normal images are held out to decide that.
         decay: whether the learning rate falls to 0 along half a cosine (Loshchilov & Hutter, "SGDR", ICLR 2017).
     """
@@ -33,5 +34,6 @@ class Preset:
     corrupt: Corruption
     score: Callable[[Any, NDArray[np.uint8], int], Score]
     epochs: int
+    learning_rate: float
     decay: bool
     early_stopping: bool = True

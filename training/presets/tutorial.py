@@ -17,6 +17,7 @@ PRESET = Preset(
     corrupt=unchanged,
     score=lambda _autoencoder, _images, _seed: MEAN_SQUARED_ERROR,
     epochs=20,
+    learning_rate=1e-3,
     decay=False,
     early_stopping=False,
 )

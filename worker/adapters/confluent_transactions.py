@@ -137,7 +137,7 @@ class ConfluentTransactions(ConfluentPublisher):
         )
         try:
             _step("publish", lambda: self._connected().init_transactions(MAX_BLOCK_S))
-            if self._touched:
+            if self._touched or self._offered is not None:
                 self._seal()
         except BaseException:
             self._given_up()
@@ -167,7 +167,8 @@ class ConfluentTransactions(ConfluentPublisher):
         Kafka 4.3.1, right after a restart, skips the markers of partitions whose leader its coordinator does not
         know yet ("Couldn't find leader endpoint ... can be skipped" in its log). The aborted records then stay open,
         and the next commit of this producer would commit them, and positions with them. So a record is sent to each
-        of these partitions, which shows that its leader is there, and aborted together with what lies before it.
+        of these partitions, which shows that its leader is there, and aborted together with what lies before it. The
+        next commit alone shows that all of it has ended: until then each new producer does it again.
         """
         producer = self._connected
         # Before the transaction begins: it lives for seconds, and to wait for one topic that is gone takes as long.
@@ -191,13 +192,15 @@ class ConfluentTransactions(ConfluentPublisher):
         if not settled:
             raise failure or DeliveryFailed("publish", "the seal was not acknowledged in time")
         if self._offered is not None:
-            # Refused or not, it makes the group's partition part of what is aborted.
             offsets, group = self._offered
-            with contextlib.suppress(KafkaException):
-                producer().send_offsets_to_transaction(offsets, group, STEP_TIMEOUT_S)
+            try:
+                _step("commit", lambda: producer().send_offsets_to_transaction(offsets, group, STEP_TIMEOUT_S))
+            except DeliveryFailed as error:
+                # Refused by the group or not, its partition is part of what is aborted. Without its answer it may not
+                # be, and positions that nobody ends keep every member from reading on.
+                if error.step != "fenced":
+                    raise
         _step("commit", lambda: producer().abort_transaction(STEP_TIMEOUT_S))
-        self._touched.clear()
-        self._offered = None
 
     def _lacks(self, topic: str) -> bool:
         """Whether Kafka knows no such topic.

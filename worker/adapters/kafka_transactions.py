@@ -138,7 +138,7 @@ class KafkaTransactions(KafkaPublisher):
                 **more,
             )
             producer.init_transactions()
-            if self._touched:
+            if self._touched or self._offered is not None:
                 self._seal(producer)
         except (KafkaError, ValueError, DeliveryFailed) as error:  # ValueError: a partition that is gone
             if producer is not None:
@@ -152,7 +152,8 @@ class KafkaTransactions(KafkaPublisher):
         Kafka 4.3.1, right after a restart, skips the markers of partitions whose leader its coordinator does not
         know yet ("Couldn't find leader endpoint ... can be skipped" in its log). The aborted records then stay open,
         and the next commit of this producer would commit them, and positions with them. So a record is sent to each
-        of these partitions, which shows that its leader is there, and aborted together with what lies before it.
+        of these partitions, which shows that its leader is there, and aborted together with what lies before it. The
+        next commit alone shows that all of it has ended: until then each new producer does it again.
         """
         # Before the transaction begins: it lives for seconds, and to wait for one topic that is gone takes as long.
         missing = {topic for topic in {topic for topic, _ in self._touched} if _lacks(producer, topic)}
@@ -193,15 +194,17 @@ class KafkaTransactions(KafkaPublisher):
         if consequence is not None:
             raise consequence
         if self._offered is not None:
-            # Refused or not, it makes the group's partition part of what is aborted.
-            with contextlib.suppress(DeliveryFailed):
+            try:
                 _bounded(producer, "send_offsets_to_transaction", *self._offered)
+            except DeliveryFailed as error:
+                # Refused by the group or not, its partition is part of what is aborted. Without its answer it may not
+                # be, and positions that nobody ends keep every member from reading on.
+                if error.step != "fenced":
+                    raise
         _bounded(producer, "begin_abort")
         # kafka-python keeps positions that the group refused, and adds them to the next transaction's: what they
         # cover was never answered, and would be skipped.
         producer._transaction_manager._pending_txn_offset_commits.clear()
-        self._touched.clear()
-        self._offered = None
 
 
 def _lacks(producer: KafkaProducer, topic: str) -> bool:
