@@ -167,7 +167,7 @@ def _features(difference: Any, error: Any, latent: Any) -> Any:
     errors = [error]
     smooth = difference
     for _ in range(SMOOTHINGS):
-        smooth = ops.average_pool(smooth, 3, strides=1, padding="valid")
+        smooth = _running_mean(smooth, 3)
         errors.append(ops.mean(ops.square(smooth), axis=(1, 2, 3)))
     errors.append(_largest_local_error(difference))
     across = ops.square(difference[:, :, 1:] - difference[:, :, :-1])
@@ -179,7 +179,19 @@ def _features(difference: Any, error: Any, latent: Any) -> Any:
 def _largest_local_error(difference: Any) -> Any:
     """The largest mean over a square of SPOT pixels of the squared differences (N, H, W, C), as (N,)."""
     by_pixel = ops.mean(ops.square(difference), axis=3, keepdims=True)
-    return ops.max(ops.average_pool(by_pixel, SPOT, strides=1, padding="valid"), axis=(1, 2, 3))
+    return ops.max(_running_mean(by_pixel, SPOT), axis=(1, 2, 3))
+
+
+def _running_mean(values: Any, side: int) -> Any:
+    """The mean over each square of `side` pixels that lies within the image, of (N, H, W, C).
+
+    Sums of shifted images, by rows and then by columns: TensorFlow's average pooling is slow on a CPU where there are
+    few channels.
+    """
+    height, width = values.shape[1:3]
+    rows = sum(values[:, shift : height - side + 1 + shift] for shift in range(side))
+    columns = sum(rows[:, :, shift : width - side + 1 + shift] for shift in range(side))
+    return columns / side**2
 
 
 def _fixed(name: str, kernel: NDArray[np.float64], bias: NDArray[np.float64]) -> Any:

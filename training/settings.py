@@ -58,9 +58,9 @@ class Fit(ThresholdSettings):
     )
     preset: Literal["tutorial", "default", "fast"] = Field(
         "tutorial",
-        description="`tutorial`: its network, fitted to copy, judged by the mean squared error; `default`: the same "
-        "network, fitted to undo distortions, judged by how rare an image's latent and error are among normal ones "
-        "(above 32 pixels by the largest local error); `fast`: a quarter of its multiplications",
+        description="`tutorial`: its network, fitted to copy, judged by the mean squared error; `default`: a "
+        "narrower one, fitted to undo distortions, judged by how rare an image's latent and errors are among normal "
+        "ones (above 32 pixels by the largest local error); `fast`: a third of its multiplications",
     )
     name: str | None = Field(
         None, description="of the bundle: a-z 0-9 . _ -, at most 63; none: after the data, such as mnist-1"
