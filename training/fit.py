@@ -23,8 +23,6 @@ from training.saved_fit import Saved, Standing
 from worker.core.errors import ConfigurationError
 
 TIMED_STEPS = 5
-TRIMMED = 0.02
-"""The share of images that a robust fit leaves out of each epoch; more would cost rare normal images."""
 ALL_EPOCHS = "all epochs"
 
 
@@ -82,11 +80,6 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def learned_per_epoch(count: int, robust: bool) -> int:
-    """How many of `count` images an epoch learns from."""
-    return count - int(count * TRIMMED) if robust else count
-
-
 def fit_autoencoder(
     autoencoder: Any,
     images: Images,
@@ -97,7 +90,6 @@ def fit_autoencoder(
     seed: int,
     progress: Progress,
     corrupt: Corruption = unchanged,
-    robust: bool = False,
     patience: int | None = None,
     budget_s: float | None = None,
     saved: Saved | None = None,
@@ -114,7 +106,6 @@ def fit_autoencoder(
         seed: of the order.
         progress: told of every step and epoch.
         corrupt: what the autoencoder is to undo.
-        robust: whether some of the images may be anomalies: see typical().
         patience: after so many epochs without a lower validation loss there are no more, and the network is that of
             the epoch with the lowest one. None: all epochs, and the network is that of the last.
         budget_s: seconds; no epoch is begun that would end after them. None: no limit.
@@ -130,14 +121,11 @@ def fit_autoencoder(
         standing, best = replace(saved.standing), list(saved.best)
         assign(variables_of(autoencoder), saved.variables)
         order.bit_generator.state = standing.generator
-    count = learned_per_epoch(len(images), robust)
-    steps = steps_per_epoch(count, batch_size)
+    steps = steps_per_epoch(len(images), batch_size)
     start = time.monotonic() - standing.seconds
     while not standing.ended:
         epoch = len(standing.loss) + 1
-        # In the first epoch nothing is known yet: a random choice.
-        learned = typical(autoencoder, images, batch_size) if robust and epoch > 1 else np.arange(len(images))
-        shuffled = learned[order.permutation(len(learned))[:count]]
+        shuffled = order.permutation(len(images))
         mean = _Mean()
         for step in range(steps):
             pixels = to_pixels(images[shuffled[step * batch_size : (step + 1) * batch_size]])
@@ -167,21 +155,6 @@ def fit_autoencoder(
     return History(
         tuple(standing.loss), tuple(standing.validation_loss), standing.seconds, kept=kept, ended=standing.ended
     )
-
-
-def typical(autoencoder: Any, images: Images, batch_size: int) -> NDArray[np.intp]:
-    """Which images a robust fit learns from, in their order: all but the TRIMMED share restored worst.
-
-    It is iterative trimmed loss minimisation (Shen & Sanghavi, "Learning with Bad Training Data via Iterative Trimmed
-    Loss Minimization", ICML 2019, algorithm 1): anomalies among the images are few and unlike each other, so the
-    network learns them last, and what is left out of an epoch does not teach it.
-    """
-    errors = []
-    for part in parts(images, batch_size):
-        pixels = to_pixels(part)
-        errors.append(np.mean(np.square(autoencoder.predict_on_batch(pixels) - pixels), axis=(1, 2, 3)))
-    count = learned_per_epoch(len(images), robust=True)
-    return np.sort(np.argsort(np.concatenate(errors), kind="stable")[:count])
 
 
 def variables_of(autoencoder: Any) -> list[Any]:

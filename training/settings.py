@@ -89,8 +89,9 @@ class Fit(ThresholdSettings):
     )
     robust: bool = Field(
         default=False,
-        description="some images that are called normal may be anomalies: each epoch leaves out the 2 percent that "
-        "are restored worst, and the score is fitted without the 5 percent that look strangest to the others",
+        description="some images that are called normal may be anomalies: the score is fitted without the 5 percent "
+        "that look strangest to one fitted to the others; nothing changes where no score is fitted: in `tutorial`, "
+        "and above 32 pixels",
     )
     fresh: bool = Field(
         default=False, description="begin anew, even where the same fit was interrupted and could go on"
