@@ -38,8 +38,9 @@ from worker.adapters.keras_scorer import KerasScorer
 from worker.core.errors import ConfigurationError
 
 FOLDS = 5
-SUSPICIOUS = 0.05
-"""The share of images that a robust fit's score leaves out; the network learns from all, which costs it nothing that
+SUSPICIOUS = 0.02
+"""The share of images that a robust fit's score leaves out, twice that of the anomalies that it is for: each is a
+normal image lost, and a rare one, where it is no anomaly. The network learns from all, which costs it nothing that
 could be measured: it learns last what few images show."""
 NOT_OF_THE_FIT = frozenset(
     {

@@ -89,7 +89,7 @@ class Fit(ThresholdSettings):
     )
     robust: bool = Field(
         default=False,
-        description="some images that are called normal may be anomalies: the score is fitted without the 5 percent "
+        description="some images that are called normal may be anomalies: the score is fitted without the 2 percent "
         "that look strangest to one fitted to the others; nothing changes where no score is fitted: in `tutorial`, "
         "and above 32 pixels",
     )

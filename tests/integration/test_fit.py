@@ -278,8 +278,8 @@ def test_a_robust_score_is_fitted_without_what_one_fitted_to_the_others_calls_st
         told.append(images)
         return MEAN_SQUARED_ERROR
 
-    images = np.zeros((80, 4, 4, 1), np.uint8)
-    images[:, 0, 0, 0] = np.arange(80)
+    images = np.zeros((200, 4, 4, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(200)
     images[9] = 255  # the network restores nothing but black
     pixels = keras.Input((4, 4, 1))
     latent = keras.layers.Dense(1, name="latent")(keras.layers.Flatten()(pixels))
@@ -290,7 +290,7 @@ def test_a_robust_score_is_fitted_without_what_one_fitted_to_the_others_calls_st
         settings = parse(given)
         assert isinstance(settings, Fit)
         fitting.fit_score(preset, keras.Model(pixels, black), images, settings)
-    assert [len(found) for found in told] == [80, 40, 40, 76]
+    assert [len(found) for found in told] == [200, 100, 100, 196]
     firsts = [set(found[:, 0, 0, 0].tolist()) for found in told]
     assert firsts[1] | firsts[2] == firsts[0]
     assert not firsts[1] & firsts[2]
