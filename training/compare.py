@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from training.results import Result
 
 QUICK_DIGITS = ("2", "8")
+SURFACE_EPOCHS = 5
 
 
 def benchmark(settings: Benchmark, console: Console) -> None:
@@ -55,7 +56,9 @@ def benchmark(settings: Benchmark, console: Console) -> None:
             bar.console.print(text, highlight=False, soft_wrap=True)
 
         if settings.surfaces:
-            contenders: list[Contender] = [PresetContender(preset, settings.epochs or 5) for preset in chosen]
+            contenders: list[Contender] = [
+                PresetContender(preset, settings.epochs or SURFACE_EPOCHS) for preset in chosen
+            ]
             bar.update(task, total=len(contenders) * len(TEXTURES) * len(seeds))
 
             def surface_done(name: str, texture: str, seed: int) -> None:

@@ -165,6 +165,7 @@ def what_decides(settings: Fit, preset: Preset, dataset: Dataset) -> dict[str, A
         "groups": None if groups is None else hashlib.sha256(groups.tobytes()).hexdigest(),
         "filters": preset.filters(dataset.shape),
         "preset_epochs": preset.epochs,
+        "preset_learning_rate": preset.learning_rate,
         "versions": versions(),
         **settings.model_dump(mode="json", exclude=set(NOT_OF_THE_FIT)),
     }

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 from numpy.typing import NDArray
 
-from training.scores import MEAN_SQUARED_ERROR, Score, with_latent
+from training.scores import MEAN_SQUARED_ERROR, Score, restored
 from worker.core.errors import ConfigurationError
 
 FILTERS = (32, 64)
@@ -59,10 +59,7 @@ def build_scorer(autoencoder: Any, score: Score = MEAN_SQUARED_ERROR) -> Any:
     in [0, 1] and their reconstruction; `score`, what `score` makes of it; `reconstruction` float32 (N, H, W, C).
     """
     image = keras.Input(autoencoder.input_shape[1:], dtype="uint8", name="image")
-    pixels = ops.cast(image, "float32") / 255
-    reconstruction, latent = with_latent(autoencoder)(pixels)
-    difference = pixels - reconstruction
-    error = ops.mean(ops.square(difference), axis=(1, 2, 3))
+    reconstruction, difference, error, latent = restored(autoencoder, image)
     found = score.of(difference, error, latent)
     return keras.Model(image, {"score": found, "error": error, "reconstruction": reconstruction}, name="scorer")
 

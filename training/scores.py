@@ -77,14 +77,6 @@ class Mixture:
     biases: NDArray[np.float64]
     log_weights: NDArray[np.float64]
 
-    def score(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The score of features (n, F), as (n,)."""
-        squares = [
-            np.square(features @ kernel + bias).sum(axis=1)
-            for kernel, bias in zip(self.kernels, self.biases, strict=True)
-        ]
-        return np.asarray(-special.logsumexp(self.log_weights - 0.5 * np.stack(squares, axis=1), axis=1))
-
 
 def mixture_density(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
     """How thinly populated the place is that an image has among normal ones: of its latent and its errors.
@@ -145,17 +137,23 @@ def fit_mixture(features: NDArray[np.floating], seed: int, components: int = COM
 def features_of(autoencoder: Any, images: NDArray[np.uint8], batch_size: int = 256) -> NDArray[np.float32]:
     """What mixture_density() looks at, float32 (n, F), of images, uint8 (n, H, W, C)."""
     image = keras.Input(autoencoder.input_shape[1:], dtype="uint8")
-    pixels = ops.cast(image, "float32") / 255
-    reconstruction, latent = with_latent(autoencoder)(pixels)
-    difference = pixels - reconstruction
-    features = _features(difference, ops.mean(ops.square(difference), axis=(1, 2, 3)), latent)
+    _, difference, error, latent = restored(autoencoder, image)
+    features = _features(difference, error, latent)
     return np.asarray(keras.Model(image, features).predict(images, batch_size=batch_size, verbose=0))
 
 
-def with_latent(autoencoder: Any) -> Any:
-    """The autoencoder with two outputs, its reconstruction and its latent."""
+def restored(autoencoder: Any, image: Any) -> tuple[Any, Any, Any, Any]:
+    """What the autoencoder makes of images, a Keras tensor uint8 (N, H, W, C), of which all scores are made.
+
+    Returns:
+        reconstruction (N, H, W, C) in [0, 1], pixels less reconstruction (N, H, W, C), mean squared error (N,) and
+        latent (N, L).
+    """
+    pixels = ops.cast(image, "float32") / 255
     outputs = [autoencoder.output, autoencoder.get_layer("latent").output]
-    return keras.Model(autoencoder.input, outputs, name="autoencoder")
+    reconstruction, latent = keras.Model(autoencoder.input, outputs, name="autoencoder")(pixels)
+    difference = pixels - reconstruction
+    return reconstruction, difference, ops.mean(ops.square(difference), axis=(1, 2, 3)), latent
 
 
 def _features(difference: Any, error: Any, latent: Any) -> Any:

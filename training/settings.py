@@ -238,9 +238,14 @@ class Benchmark(Command):
         None, min_length=1, description="labels that are normal in turn, separated by commas; none: all"
     )
     seeds: int = Field(1, ge=1, le=100, description="fits of each, with the seeds 0, 1, ...; 1 to 100")
-    epochs: int | None = Field(None, ge=1, le=10_000, description="passes over the images; none: the preset's")
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description="passes over the images; none: the preset's, 5 on surfaces"
+    )
     quick: bool = Field(default=False, description="a quarter of the epochs; digits 2 and 8, unless others are named")
-    surfaces: bool = Field(default=False, description="made surfaces with small defects instead of digits")
+    surfaces: bool = Field(
+        default=False,
+        description="made surfaces with small defects instead of digits; data, digits and quick do not count",
+    )
     # Aliased: pydantic models have a method of that name.
     json_file: Path = Field(
         Path("build/quality.json"), alias="json", description="file with the results; what it holds is not run again"

@@ -10,9 +10,10 @@ corruption, score and kind of made anomaly.
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,16 +21,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy import special
 from sklearn.metrics import roc_auc_score
 
 from training.arrays import labelled_splits
 from training.corruptions import Corruption, Pixels, affine, unchanged
 from worker.adapters.keras_scorer import prepare_device, select_backend
 
+if TYPE_CHECKING:
+    from training.scores import Mixture
+
 OUTPUT = Path("build/choice.json")
 HELD_OUT = 0.1
-BATCH_SIZE = 128
-LATENT = 32
 
 Maker = Callable[[Pixels, np.random.Generator], Pixels]
 Area = dict[str, float]
@@ -139,33 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def judged(images: NDArray[np.uint8], corruption: str, preset: str, epochs: int) -> dict[str, Area]:
     """Fit with a corruption to normal images, and tell made anomalies from held-out ones in every way."""
-    import keras
-
-    from training.fit import compile_autoencoder, fit_autoencoder, steps_per_epoch
-    from training.model import build_autoencoder, to_pixels
+    from training.benchmark import fit_preset
+    from training.model import to_pixels
     from training.presets import PRESETS
-    from training.progress import Silence
     from training.scores import features_of, fit_mixture
 
-    keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     images = images[rng.permutation(len(images))]
     count = int(HELD_OUT * len(images))
     held, fitted = images[:count], images[count:]
-    height, width, channels = images.shape[1:]
-    shape = height, width, channels
-    autoencoder = build_autoencoder(shape, LATENT, PRESETS[preset].filters(shape))
-    compile_autoencoder(autoencoder, PRESETS[preset].learning_rate, epochs * steps_per_epoch(len(fitted), BATCH_SIZE))
-    fit_autoencoder(
-        autoencoder,
-        fitted,
-        held,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        seed=0,
-        progress=Silence(),
-        corrupt=CORRUPTIONS[corruption],
-    )
+    autoencoder = fit_preset(replace(PRESETS[preset], corrupt=CORRUPTIONS[corruption]), fitted, 0, epochs)
+    latent = autoencoder.get_layer("latent").output.shape[1]
     pixels = to_pixels(held)
     made = {name: (make(pixels, rng) * 255).round().astype(np.uint8) for name, make in MADE.items()}
     known, normal = (features_of(autoencoder, given) for given in (fitted, held))
@@ -178,18 +165,27 @@ def judged(images: NDArray[np.uint8], corruption: str, preset: str, epochs: int)
 
     def mixture(columns: slice, components: int) -> Scoring:
         found = fit_mixture(known[:, columns], seed=0, components=components)
-        return lambda features: found.score(features[:, columns])
+        return lambda features: -log_density(found, features[:, columns])
 
     return {
-        "error": areas(lambda features: features[:, LATENT]),
-        "latent, 1 Gaussian": areas(mixture(slice(LATENT), 1)),
-        "latent, 16 Gaussians": areas(mixture(slice(LATENT), 16)),
-        "latent and error, 1 Gaussian": areas(mixture(slice(LATENT + 1), 1)),
-        "latent and error, 16 Gaussians": areas(mixture(slice(LATENT + 1), 16)),
+        "error": areas(lambda features: features[:, latent]),
+        "latent, 1 Gaussian": areas(mixture(slice(latent), 1)),
+        "latent, 16 Gaussians": areas(mixture(slice(latent), 16)),
+        "latent and error, 1 Gaussian": areas(mixture(slice(latent + 1), 1)),
+        "latent and error, 16 Gaussians": areas(mixture(slice(latent + 1), 16)),
         "latent and errors, 1 Gaussian": areas(mixture(slice(None), 1)),
         "latent and errors, 8 Gaussians": areas(mixture(slice(None), 8)),
         "latent and errors, 16 Gaussians": areas(mixture(slice(None), 16)),
     }
+
+
+def log_density(mixture: "Mixture", features: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Of features (n, F), up to a constant, as (n,): the formula of training.scores.mixture_density()."""
+    squares = [
+        np.square(features @ kernel + bias).sum(axis=1)
+        for kernel, bias in zip(mixture.kernels, mixture.biases, strict=True)
+    ]
+    return np.asarray(special.logsumexp(mixture.log_weights - 0.5 * np.stack(squares, axis=1), axis=1))
 
 
 def show(console: Console, results: Sequence[Mapping[str, Any]]) -> None:

@@ -138,12 +138,14 @@ def test_every_setting_of_the_fit_makes_it_another(data: Path, changed: list[str
 
     dataset = load(str(data), normal="0", calibration_size=50)
 
-    def decides(*more: str, dataset: Dataset = dataset) -> dict[str, Any]:
+    def decides(*more: str, dataset: Dataset = dataset, **preset: Any) -> dict[str, Any]:
         settings = parse(["fit", "--preset", "default", *more])
         assert isinstance(settings, Fit)
-        return what_decides(settings, PRESETS[settings.preset], dataset)
+        return what_decides(settings, replace(PRESETS[settings.preset], **preset), dataset)
 
     assert decides() != decides(dataset=replace(dataset, fit=dataset.fit[::-1]))
+    assert decides() != decides(learning_rate=0.5)
+    assert decides() != decides(epochs=77)
     assert decides() != decides(dataset=replace(dataset, fit_groups=np.arange(len(dataset.fit))))
     assert decides() == decides("--name", "line", "--quiet", "--fresh", "--output", "elsewhere") != decides(*changed)
 

@@ -12,7 +12,7 @@ from training.__main__ import main
 from training.settings import PRESET_NAMES
 from worker.adapters.keras_scorer import KerasScorer, select_backend
 from worker.core.bundle import Serving, read_bundle
-from worker.core.errors import ExitCode
+from worker.core.errors import ConfigurationError, ExitCode
 
 SHAPE = (8, 8, 1)
 
@@ -76,6 +76,19 @@ def test_default_costs_no_more_than_the_tutorial_and_fast_a_quarter(autoencoder:
     assert cost("default", 256, 256, 1) < 200
 
 
+@pytest.mark.parametrize("preset", ["default", "fast"])
+def test_images_too_small_for_a_preset_are_refused_before_the_fit(preset: str, tmp_path: Path) -> None:
+    from training.presets import PRESETS
+
+    assert PRESETS[preset].filters(SHAPE)
+    with pytest.raises(ConfigurationError, match=r"4 x 64 pixels; .* at least 8 x 8"):
+        PRESETS[preset].filters((4, 64, 1))
+    path = tmp_path / "tiny.npz"
+    np.savez(path, images=np.zeros((400, 4, 4), np.uint8))
+    arguments = ["fit", "--data", str(path), "--preset", preset, "--output", str(tmp_path)]
+    assert main([*arguments, "--calibration-size", "100", "--quiet"]) == ExitCode.BAD_CONFIGURATION
+
+
 @pytest.mark.parametrize("count", [300, 900])
 def test_the_mixtures_score_is_its_formula(autoencoder: Any, images: NDArray[np.uint8], count: int) -> None:
     """Against the density as scikit-learn has it, up to the constant; of one component half the squared distance."""
@@ -112,11 +125,12 @@ def test_the_features_are_the_latent_and_the_logarithms_of_these_errors(
 ) -> None:
     from keras import ops
 
-    from training.scores import features_of, with_latent
+    from training.scores import features_of, restored
 
     found = features_of(autoencoder, images[:30])
     pixels = images[:30].astype(np.float32) / 255
-    reconstruction, latent = (ops.convert_to_numpy(out) for out in with_latent(autoencoder)(pixels))
+    reconstruction = ops.convert_to_numpy(autoencoder(pixels))
+    latent = ops.convert_to_numpy(restored(autoencoder, ops.convert_to_tensor(images[:30]))[3])
     difference = (pixels - reconstruction).astype(np.float64)[..., 0]
 
     def windows(values: NDArray[np.floating], side: int) -> NDArray[np.floating]:

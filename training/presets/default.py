@@ -4,8 +4,7 @@ The network is fitted to undo a random distortion of each image, so that its lat
 and not only how to copy it (training.corruptions). And an image is judged by how rare its latent and its
 reconstruction errors are together among normal images, under a mixture of Gaussians (training.scores.mixture_density,
 whose docstring has the formula): an anomaly that is reconstructed well still lies where normal images do not, as in
-Zong et al., "Deep Autoencoding Gaussian Mixture Model", ICLR 2018, equation 6. What judges is the latent, so wider
-convolutions around it were not found to be worth their cost.
+Zong et al., "Deep Autoencoding Gaussian Mixture Model", ICLR 2018, equation 6.
 
 On images above 32 pixels a fault may be small: there the layout grows in depth and not in width, so that compute
 follows the number of pixels, and the largest local error is the score (training.scores.largest_spot).
@@ -19,13 +18,23 @@ from numpy.typing import NDArray
 from training.corruptions import affine
 from training.presets.preset import LARGE, Preset
 from training.scores import Score, largest_spot, mixture_density
+from worker.core.errors import ConfigurationError
 
 SMALLEST = 8
-"""Pixels to which height and width are halved at most."""
+"""Pixels that height and width have at least; to no fewer are large images halved."""
 
 
 def filters(shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """Narrow ones up to 32 pixels; above, as many halvings as lead to SMALLEST pixels, narrow ones first."""
+    """Narrow ones up to 32 pixels; above, as many halvings as lead to SMALLEST pixels, narrow ones first.
+
+    Raises:
+        ConfigurationError: the images are smaller than what the errors are taken over.
+    """
+    if min(shape[:2]) < SMALLEST:
+        raise ConfigurationError(
+            f"data: the images are {shape[0]} x {shape[1]} pixels; this preset takes at least {SMALLEST} x "
+            f"{SMALLEST}. --preset tutorial takes smaller ones, --height and --width resize the files of a folder."
+        )
     if max(shape[:2]) <= LARGE:
         return 12, 32
     halvings = 0
