@@ -189,8 +189,8 @@ def log_density(mixture: "Mixture", features: NDArray[np.floating[Any]]) -> NDAr
 
 
 def show(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
-    """Means over digits and kinds."""
-    table = Table("fitted to undo", "judged by", "AUROC %", *MADE, title="made anomalies")
+    """Means over digits and kinds, and over the digits of the kind that is told worst."""
+    table = Table("fitted to undo", "judged by", "AUROC %", "worst kind", title="made anomalies")
     for corruption, score in dict.fromkeys((result["corruption"], result["score"]) for result in results):
         rows = [
             list(result["auroc"].values())
@@ -198,7 +198,8 @@ def show(console: Console, results: Sequence[Mapping[str, Any]]) -> None:
             if (result["corruption"], result["score"]) == (corruption, score)
         ]
         kinds = 100 * np.mean(rows, axis=0)
-        table.add_row(corruption, score, f"{kinds.mean():.2f}", *(f"{kind:.1f}" for kind in kinds))
+        worst = int(np.argmin(kinds))
+        table.add_row(corruption, score, f"{kinds.mean():.2f}", f"{list(MADE)[worst]} {kinds[worst]:.1f}")
     console.print(table)
 
 
