@@ -9,13 +9,14 @@ from kafka.errors import CommitFailedError
 from kafka.producer.transaction_manager import TransactionManager
 
 from worker.adapters.kafka_publisher import KafkaPublisher
-from worker.adapters.kafka_transactions import KafkaTransactions
+from worker.adapters.kafka_transactions import REQUEST_IN_TRANSACTION_MS, KafkaTransactions
 from worker.core.errors import DeliveryFailed
 from worker.core.records import OutRecord, TopicPartition
 
 TAKEN, SILENT = "taken", "silent"
 GROUP = SimpleNamespace(member_id="member-1", generation_id=3)
 VERDICT = OutRecord("verdicts", 0, None, b"verdict", [])
+LETTER = OutRecord("letters", 0, None, b"letter", [])
 
 
 class Producer:
@@ -85,6 +86,11 @@ def connect(monkeypatch: pytest.MonkeyPatch, steps: list[str]) -> Callable[..., 
     return connect
 
 
+def commit(transactions: KafkaTransactions, record: OutRecord) -> None:
+    transactions.send([record])
+    transactions.commit({TopicPartition("images", 0): 10}, GROUP)
+
+
 def fail_to_commit(transactions: KafkaTransactions) -> None:
     transactions.send([VERDICT])
     with pytest.raises(DeliveryFailed):
@@ -116,11 +122,36 @@ def test_what_was_sealed_is_sealed_again_until_a_commit(
         steps.clear()
         assert transactions.rebuild()
         assert steps[-5:] == [*SEAL, "abort"]
-    transactions.send([VERDICT])
-    transactions.commit({TopicPartition("images", 0): 10}, GROUP)
+    commit(transactions, VERDICT)
+    commit(transactions, LETTER)
     steps.clear()
     assert transactions.rebuild()
-    assert steps == ["init"]
+    assert steps == [*SEAL, "abort"], "one record: only what the last commit wrote to"
+
+
+def test_what_was_committed_is_sealed_too(connect: Callable[..., KafkaTransactions], steps: list[str]) -> None:
+    """Kafka may have acknowledged it and, restarted, never ended it."""
+    transactions = connect(TAKEN, TAKEN)
+    commit(transactions, VERDICT)
+    transactions.send([LETTER])
+    steps.clear()
+    assert transactions.rebuild()
+    assert steps == ["abort", "init", "begin", "send", "send", "offsets", "abort"]
+
+
+def test_a_commit_that_was_asked_for_twice_is_a_doubt(
+    connect: Callable[..., KafkaTransactions], steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, REQUEST_IN_TRANSACTION_MS / 1000 + 0.1])
+    transactions = connect(TAKEN, TAKEN)
+    transactions.send([VERDICT])
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.adapters.kafka_transactions.time.monotonic", lambda: next(now))
+        with pytest.raises(DeliveryFailed, match="acknowledged after 3100 ms"):
+            transactions.commit({TopicPartition("images", 0): 10}, GROUP)
+    steps.clear()
+    assert transactions.rebuild()
+    assert steps == [*SEAL, "abort"]
 
 
 def test_positions_without_answers_are_sealed_too(

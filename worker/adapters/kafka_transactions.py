@@ -53,8 +53,9 @@ class KafkaTransactions(KafkaPublisher):
         super().__init__(options, max_message_bytes=max_message_bytes, topic_limits=topic_limits)
         self._id = f"{id_prefix}-{uuid.uuid4().hex}"
         self._open = False
-        # What the transactions since the last successful commit wrote to; see _seal.
+        # What the transactions since the last successful commit wrote to, and what that one did; see _seal.
         self._touched: set[tuple[str, int]] = set()
+        self._committed: set[tuple[str, int]] = set()
         self._offered: tuple[dict[ClientPartition, OffsetAndMetadata], object] | None = None
 
     def send(self, records: Sequence[OutRecord]) -> KafkaTicket:
@@ -98,9 +99,14 @@ class KafkaTransactions(KafkaPublisher):
         producer = self._connected()
         self._offered = offsets, group
         _bounded(producer, "send_offsets_to_transaction", offsets, group)
+        asked_at = time.monotonic()
         _bounded(producer, "begin_commit")
-        self._open, self._offered = False, None
-        self._touched.clear()
+        self._open = False
+        took_ms = (time.monotonic() - asked_at) * 1000
+        if took_ms > REQUEST_IN_TRANSACTION_MS:
+            # The client has asked twice, and a broker that restarted in between may not have ended it; see _seal.
+            raise DeliveryFailed("commit", f"acknowledged after {took_ms:.0f} ms, and perhaps not ended")
+        self._committed, self._touched = self._touched, set()
 
     def rebuild(self) -> bool:
         """See worker.ports.Publisher: connects at once, because that ends what was left open.
@@ -138,7 +144,7 @@ class KafkaTransactions(KafkaPublisher):
                 **more,
             )
             producer.init_transactions()
-            if self._touched or self._offered is not None:
+            if self._touched or self._committed or self._offered is not None:
                 self._seal(producer)
         except (KafkaError, ValueError, DeliveryFailed) as error:  # ValueError: a partition that is gone
             if producer is not None:
@@ -147,20 +153,25 @@ class KafkaTransactions(KafkaPublisher):
         return producer
 
     def _seal(self, producer: KafkaProducer) -> None:
-        """Abort once more, wherever a transaction that was given up has written.
+        """Abort once more, wherever the last transactions have written.
 
         Kafka 4.3.1, right after a restart, skips the markers of partitions whose leader its coordinator does not
         know yet ("Couldn't find leader endpoint ... can be skipped" in its log). The aborted records then stay open,
         and the next commit of this producer would commit them, and positions with them. So a record is sent to each
         of these partitions, which shows that its leader is there, and aborted together with what lies before it. The
         next commit alone shows that all of it has ended: until then each new producer does it again.
+
+        A commit that was acknowledged just before, or by asking again after, the restart stays open as well: nobody
+        sees its verdicts, and no member can read on from its positions. Answers and positions are aborted together,
+        and its records are read again. Where its markers were written, this ends nothing but itself.
         """
         # Before the transaction begins: it lives for seconds, and to wait for one topic that is gone takes as long.
-        missing = {topic for topic in {topic for topic, _ in self._touched} if _lacks(producer, topic)}
+        written = self._touched | self._committed
+        missing = {topic for topic in {topic for topic, _ in written} if _lacks(producer, topic)}
         producer.begin_transaction()
         records = [
             OutRecord(topic, partition, None, b"", [SEAL_HEADER])
-            for topic, partition in sorted(self._touched)
+            for topic, partition in sorted(written)
             if topic not in missing
         ]
         sealed: list[OutRecord] = []
