@@ -46,7 +46,17 @@ fit: install  ## fit the default model on the sample: a bundle in build/bundles,
 
 .PHONY: test
 test: check  ## check, then all tests, with a real Apache Kafka
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-models test-streams
+
+# Side by side: these take all the processor time that they get, the others mostly wait for Kafka.
+.PHONY: test-models
+test-models: install
+	@mkdir -p build
+	@nice -n 10 $(BIN)/python -m pytest -m models >build/test-models.txt 2>&1; ended=$$?; cat build/test-models.txt; exit $$ended
+
+.PHONY: test-streams
+test-streams: install
+	$(BIN)/python -m pytest -m "not models and not confluent"
 
 .PHONY: coverage
 coverage: install  ## all tests once more, and which lines they ran; half as long again

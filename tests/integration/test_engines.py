@@ -18,6 +18,8 @@ from worker.adapters.keras_scorer import KerasScorer, weights_sha256
 from worker.core.bundle import TOLERANCE, Bundle, Serving, read_bundle
 from worker.core.errors import BundleError, ConfigurationError
 
+pytestmark = pytest.mark.models
+
 CAPACITY = 20
 EXACT, LOW = Serving("float32", "tensorflow"), Serving("bfloat16", "tensorflow")
 OPENVINO, OPENVINO_LOW = Serving("float32", "openvino"), Serving("bfloat16", "openvino")

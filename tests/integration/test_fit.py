@@ -18,6 +18,8 @@ from worker.adapters.keras_scorer import select_backend
 from worker.core.bundle import read_bundle
 from worker.core.errors import ExitCode
 
+pytestmark = pytest.mark.models
+
 EPOCHS = 4
 
 

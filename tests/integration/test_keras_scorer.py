@@ -20,6 +20,8 @@ from worker.adapters.keras_scorer import KerasScorer, batch_sizes, golden_check,
 from worker.core.bundle import Bundle, read_bundle
 from worker.core.errors import BundleError, ScorerBroken
 
+pytestmark = pytest.mark.models
+
 CAPACITY = 40
 COUNTS = (1, 2, 7, 8, 9, 10, 11, 19, 20, 21, 33, 39, 40)
 SAME = 1e-5

@@ -14,6 +14,8 @@ from worker.adapters.keras_scorer import KerasScorer, select_backend
 from worker.core.bundle import Serving, read_bundle
 from worker.core.errors import ConfigurationError, ExitCode
 
+pytestmark = pytest.mark.models
+
 SHAPE = (8, 8, 1)
 
 

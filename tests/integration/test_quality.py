@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from training.__main__ import main
 from worker.core.errors import ExitCode
+
+pytestmark = pytest.mark.models
 
 
 def test_the_default_beats_pca_on_the_digits_2_and_8(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from worker.core.bundle import CURRENT, GOLDEN, MANIFEST, SCORER, Bundle, digest
 from worker.core.errors import ExitCode
 from worker.core.images import encode_png
 
+pytestmark = pytest.mark.models
+
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Bundle:

@@ -21,6 +21,8 @@ from worker.core.bundle import CURRENT, FILES, MANIFEST, Bundle, read_bundle
 from worker.core.errors import BundleError, ConfigurationError, ExitCode
 from worker.core.images import encode_png
 
+pytestmark = pytest.mark.models
+
 SIZE = 8
 NORMALS = 260
 ANOMALIES = 30
