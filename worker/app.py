@@ -28,7 +28,7 @@ from worker.answering import Answerer, Model
 from worker.companions import Companions
 from worker.core.batching import Batcher
 from worker.core.bundle import Bundle, read_bundle
-from worker.core.errors import ConfigurationError, ExitCode
+from worker.core.errors import ConfigurationError, ExitCode, ReconstreamError
 from worker.core.progress import Progress
 from worker.core.streams import stream_naming
 from worker.core.verdicts import Judge
@@ -139,15 +139,27 @@ def run(settings: RunSettings) -> ExitCode:
     if not idle:
         # Native code, a model call or a half-done import, that still runs when the interpreter is taken down ends in
         # a segmentation fault.
+        code = outcome if isinstance(outcome, ExitCode) else _code_of(outcome)
         logging.shutdown()
-        os._exit(outcome)
+        os._exit(code)
+    if isinstance(outcome, Exception):
+        raise outcome
     return outcome
+
+
+def _code_of(error: Exception) -> ExitCode:
+    """Log what would have been raised; its exit code."""
+    if isinstance(error, ReconstreamError):
+        log.error("%s", error)
+        return error.exit_code
+    log.error("a defect: please report it", exc_info=error)
+    return ExitCode.DEFECT
 
 
 def _run(
     settings: RunSettings, stop: SignalRequest, reload: SignalRequest, resources: ExitStack
-) -> tuple[ExitCode, bool]:
-    """The exit code, and whether the threads that run the model's native code have ended."""
+) -> tuple[ExitCode | Exception, bool]:
+    """The exit code, or what ended the pipeline, and whether the threads that run native code have ended."""
     clock = SystemClock()
     adapters = client(settings.kafka.client)
     bundle = read_bundle(settings.bundle)
@@ -259,7 +271,11 @@ def _run(
     reloader.start()
     resources.callback(reloader.stop)
     reload.goes_to(reloader.request)
-    outcome = pipeline.run()
+    outcome: ExitCode | Exception
+    try:
+        outcome = pipeline.run()
+    except Exception as error:  # noqa: BLE001 - raised when these threads have ended
+        outcome = error
     readiness.waiting_for("nothing: the worker is stopping")
     idle = [reloader.stop(), scoring.stop(SCORING_END_S)]
     return outcome, all(idle)

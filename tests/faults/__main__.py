@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # So that an ended campaign takes its workers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results: list[Result] = []
+    rates: dict[Mode, float] = {}
     began = time.monotonic()
     for mode in modes:
         options = Options(mode, given.seed, given.scale)
@@ -62,12 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if row.name == "fault_free" and result.ok:
                 options = Options(mode, given.seed, given.scale, rate)
                 say(f"  {rate:,.0f} messages a second without faults")
+                rates[mode] = rate
             for problem in result.problems:
                 say(f"  PROBLEM {problem}")
             # After each row: what was measured survives whatever comes next.
             OUTPUT.parent.mkdir(parents=True, exist_ok=True)
             OUTPUT.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     console.print(_table(results))
+    if len(rates) == len(MODES):
+        ratio = rates["exactly_once"] / rates["at_least_once"]
+        say(f"without faults exactly_once had {ratio:.2f} times at_least_once's rate; make bench compares them")
     say(f"{OUTPUT} written; {time.monotonic() - began:.0f} s; seed {given.seed}")
     return 0 if all(result.ok for result in results) else 1
 

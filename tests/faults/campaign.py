@@ -24,7 +24,7 @@ from tests.faults.fleet import Exit, Fleet
 from tests.faults.load import LETTER_BYTES, PARTITIONS, Load, Messages
 from tests.faults.proxy import Proxy
 from tests.faults.reader import Reader, read_input
-from tests.faults.rows import MAX_IN_FLIGHT, WORKERS, Row, Step
+from tests.faults.rows import WORKERS, Row, Step
 
 Mode = Literal["at_least_once", "exactly_once"]
 MODES: tuple[Mode, ...] = ("at_least_once", "exactly_once")
@@ -156,7 +156,7 @@ def run_row(row: Row, options: Options, say: Callable[[str], None]) -> tuple[Res
             letters,
             shelf.offline,
             exactly_once=options.mode == "exactly_once",
-            duplicates_allowed=MAX_IN_FLIGHT * sum(step.hits for step in steps),
+            duplicates_allowed=row.max_in_flight * sum(step.hits for step in steps),
         )
         problems = [*stage.problems, *load.failures, *result.problems]
         if oversize_every:
@@ -226,7 +226,7 @@ def _settings(row: Row, options: Options, cluster: KafkaCluster, shelf: Shelf) -
         "group_id": GROUP,
         "delivery": options.mode,
         "max_batch_size": 64,
-        "max_in_flight_records": MAX_IN_FLIGHT,
+        "max_in_flight_records": row.max_in_flight,
         "commit_interval_ms": 100,
         "http_port": 0,
         "log_format": "json",

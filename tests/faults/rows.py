@@ -61,6 +61,7 @@ class Row:
         schedule: from a random generator and the scale.
         nodes, proxied: of the cluster.
         settings: of the workers, beside the common ones.
+        max_in_flight: their max_in_flight_records; in at_least_once a fault may repeat so many answers.
         oversize_every: every so many-th poison message has 5 MB, at scale 1.
         workers: how many, at most.
         bundles: how many there are to swap; the last of them takes burn_s seconds a batch at least.
@@ -82,6 +83,7 @@ class Row:
     proxied: bool = False
     workers: int = WORKERS
     settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    max_in_flight: int = MAX_IN_FLIGHT
     oversize_every: int = 0
     bundles: int = 1
     first_bundle: int = 0
@@ -318,7 +320,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
             Row(
                 "producer_quota",
                 _quota,
-                settings=MappingProxyType({"max_in_flight_records": 128}),
+                max_in_flight=128,
                 least=20_000,
                 lines_per_fault=4,
             ),

@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry
 from tests.property.test_bundle import QUANTILES, THRESHOLD, write_fake_bundle
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
-from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, localisation, unix_time
+from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, localisation, run, unix_time
 from worker.core.bundle import read_bundle
+from worker.core.errors import ExitCode, KafkaRefused
 from worker.core.records import Headers, Record
 from worker.core.streams import stream_naming
 from worker.settings import RunSettings, load
@@ -148,6 +149,35 @@ def test_a_signal_ends_a_start_that_waits() -> None:
     stop.goes_to(pipeline.request_stop)
     stop.handle(signal.SIGTERM, None)
     assert pipeline.requests == 1
+
+
+class Left(BaseException):
+    """In place of the process's end."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KafkaRefused("Kafka refuses"), ExitCode.KAFKA_REFUSED, "Kafka refuses"),
+        (ValueError("nobody foresaw it"), ExitCode.DEFECT, "a defect"),
+    ],
+)
+def test_what_ends_the_pipeline_while_the_model_is_at_work_has_its_exit_code(
+    error: Exception, code: ExitCode, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave(status: int) -> None:
+        assert status == code
+        raise Left
+
+    monkeypatch.setattr("worker.app.os._exit", leave)
+    settings = load(RunSettings, ["--bundle=models/current"], "run")
+    monkeypatch.setattr("worker.app._run", lambda *_: (error, False))
+    with pytest.raises(Left):
+        run(settings)
+    assert said in caplog.text
+    monkeypatch.setattr("worker.app._run", lambda *_: (error, True))
+    with pytest.raises(type(error)):
+        run(settings)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
-from worker.adapters import confluent_source
+from worker.adapters import confluent_source, positions
 from worker.adapters.confluent_membership import Membership
 from worker.adapters.confluent_source import ConfluentSource
 from worker.core.errors import DeliveryFailed, KafkaRefused
@@ -58,6 +58,7 @@ class Consumer:
         self.end = 100
         self.answer: Any = None
         self.topic_error: Any = None
+        self.unreadable: Any = None
 
     def subscribe(self, topics: list[str], on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
         self.on_assign, self.on_revoke = on_assign, on_revoke
@@ -83,6 +84,11 @@ class Consumer:
 
     def get_watermark_offsets(self, partition: Any, cached: bool) -> tuple[int, int]:
         return 0, self.end
+
+    def committed(self, partitions: list[Any], timeout: float) -> list[Any]:
+        if self.unreadable is not None:
+            raise KafkaException(self.unreadable)
+        return partitions
 
     def position(self, partitions: list[Any]) -> list[Any]:
         return [ClientPartition(found.topic, found.partition, -1001) for found in partitions]
@@ -298,6 +304,20 @@ def test_a_deleted_topic_that_librdkafka_does_not_tell_of_is_asked_for(
     monkeypatch.setattr(source._membership, "missing", lambda: ["no heartbeat"])
     with pytest.raises(DeliveryFailed, match="it is gone"):
         source.poll(0.0, 10)
+
+
+def test_positions_that_cannot_be_read_are_told_while_it_lasts(
+    source: ConfluentSource, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(positions, "POSITIONS_DUE_S", 0.0)
+    monkeypatch.setattr(source._membership, "missing", list)
+    consumer.unreadable = KafkaError(KafkaError._TIMED_OUT)
+    assert source.missing() == []
+    assert not source.rewind()
+    assert "committed positions have not been readable for 0 s" in source.missing()[0]
+    consumer.unreadable = None
+    assert source.rewind()
+    assert source.missing() == []
 
 
 def test_a_member_whose_name_another_has_taken_ends(source: ConfluentSource, consumer: Consumer) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from kafka import TopicPartition as ClientPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaTimeoutError
 from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
-from worker.adapters import kafka_source
+from worker.adapters import kafka_source, positions
 from worker.adapters.kafka_source import KafkaSource, _Assignor, _Listener
 
 IMAGES = [ClientPartition("images", number) for number in range(4)]
@@ -21,7 +22,8 @@ class Consumer:
     def __init__(self) -> None:
         self.generation, self.state = 4, MemberState.STABLE
         self._coordinator = SimpleNamespace(rejoining=False, rejoin_needed=False, need_rejoin=lambda: False)
-        self._subscription = SimpleNamespace(has_all_fetch_positions=lambda: True)
+        self.placed, self.readable = True, True
+        self._subscription = SimpleNamespace(has_all_fetch_positions=lambda: self.placed)
 
     def subscribe(self, *_: object, **__: object) -> None:
         pass
@@ -29,11 +31,43 @@ class Consumer:
     def assignment(self) -> set[ClientPartition]:
         return {IMAGES[0]}
 
+    def committed(self, *_: object, **__: object) -> int:
+        if not self.readable:
+            raise KafkaTimeoutError
+        return 7
+
+    def seek(self, *_: object) -> None:
+        pass
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def poll(self, *_: object) -> dict[ClientPartition, Any]:
         return {}
 
     def group_metadata(self) -> ConsumerGroupMetadata:
         return ConsumerGroupMetadata("g", self.generation, "member-1", None, self.state)
+
+
+def test_positions_that_cannot_be_read_are_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = Consumer()
+    monkeypatch.setattr(kafka_source, "_connected", lambda *_: consumer)
+    monkeypatch.setattr(positions, "POSITIONS_DUE_S", 0.0)
+    source = KafkaSource({}, topic="images", group_id="g", max_message_bytes=1024)
+    told = "committed positions have not been readable for 0 s"
+
+    # Of a partition that was assigned.
+    for placed in (True, False, True):
+        consumer.placed = placed
+        source.poll(0.0, 1)
+        assert bool(source.missing()) is not placed
+        assert all(told in missing for missing in source.missing())
+    # Of what is to be read again.
+    for readable in (True, False, True):
+        consumer.readable = readable
+        assert source.rewind() is readable
+        assert bool(source.missing()) is not readable
+        assert all(told in missing for missing in source.missing())
 
 
 def test_a_generation_vouches_for_no_partition_before_its_own_assignment_came(

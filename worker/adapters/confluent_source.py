@@ -28,6 +28,7 @@ from worker.adapters.confluent_options import (
     error_of,
     librdkafka_options,
 )
+from worker.adapters.positions import unreadable_positions
 from worker.core.errors import NAME_TAKEN, DeliveryFailed, KafkaRefused
 from worker.core.records import Positions, Record, SourceRecord, TopicPartition
 from worker.ports import Polled
@@ -97,6 +98,7 @@ class ConfluentSource:
         self._revoked: set[TopicPartition] = set()  # since the last poll
         self._next: dict[int, int] = {}
         self._held: list[Message] = []  # fetched, and not for the poll that fetched it
+        self._rewinding_since: float | None = None  # since when no rewind has succeeded
         self._stuck: dict[int, tuple[int, int]] = {}  # first offset that cannot be read, next to try
         self._refused: dict[int, str] = {}  # what we may not read, and why
         self._unavailable = ""  # why there is nothing to read at all
@@ -206,11 +208,11 @@ class ConfluentSource:
         self._consume(1, 0.0)
         self._held.clear()
         self._stuck.clear()
+        if self._rewinding_since is None:
+            self._rewinding_since = time.monotonic()
         asked = [ClientPartition(self._topic, number) for number in self._assigned]
-        if not asked:
-            return True
         try:
-            for found in self._consumer.committed(asked, timeout=REWIND_TIMEOUT_MS / 1000):
+            for found in self._consumer.committed(asked, timeout=REWIND_TIMEOUT_MS / 1000) if asked else ():
                 if found.error is not None:
                     raise KafkaException(found.error)
                 self._next.pop(found.partition, None)
@@ -226,6 +228,7 @@ class ConfluentSource:
             # An open transaction answers with a timeout; so does an absent broker.
             log.debug("rewind: %s", error)
             return False
+        self._rewinding_since = None
         return True
 
     def lag(self) -> dict[TopicPartition, int]:
@@ -239,7 +242,8 @@ class ConfluentSource:
 
     def missing(self) -> Sequence[str]:
         """See worker.ports.Source. Called by the HTTP threads as well: reads only."""
-        return self._membership.missing()
+        missing, since = self._membership.missing(), self._rewinding_since
+        return missing or ([] if since is None else unreadable_positions(time.monotonic() - since))
 
     def close(self) -> None:
         """Leave the group; bounded in time."""

@@ -28,6 +28,7 @@ from kafka.errors import (
 )
 from kafka.structs import MemberState, OffsetAndMetadata
 
+from worker.adapters.positions import unreadable_positions
 from worker.core.errors import NAME_TAKEN, DeliveryFailed, KafkaRefused, KafkaUnreachable
 from worker.core.records import Positions, Record, SourceRecord, TopicPartition
 from worker.ports import Polled
@@ -140,6 +141,9 @@ class KafkaSource:
         self._next: dict[TopicPartition, int] = {}
         self._stuck: dict[TopicPartition, tuple[int, int]] = {}  # first offset that cannot be read, next to try
         self._held: dict[TopicPartition, Sequence[SourceRecord]] = {}
+        # Since when no rewind has succeeded, and partitions of ours have had no position.
+        self._rewinding_since: float | None = None
+        self._unplaced_since: float | None = None
 
     def poll(self, timeout_s: float, max_records: int) -> Polled:
         """See worker.ports.Source.
@@ -217,6 +221,8 @@ class KafkaSource:
         """See worker.ports.Source."""
         self._held.clear()
         self._stuck.clear()
+        if self._rewinding_since is None:
+            self._rewinding_since = time.monotonic()
         for partition in self._consumer.assignment():
             try:
                 committed = self._consumer.committed(partition, timeout_ms=REWIND_TIMEOUT_MS)
@@ -231,6 +237,7 @@ class KafkaSource:
                 # An open transaction answers with a timeout; so does an absent broker.
                 log.debug("committed(%s): %r", partition, error)
                 return False
+        self._rewinding_since = None
         return True
 
     def lag(self) -> dict[TopicPartition, int]:
@@ -255,7 +262,8 @@ class KafkaSource:
             return ["no heartbeat of the consumer group was answered yet"]
         if silent is not None and silent > SESSION_TIMEOUT_MS / 1000:
             return [f"Kafka has not answered a heartbeat for {silent:.0f} s"]
-        return []
+        since = [since for since in (self._rewinding_since, self._unplaced_since) if since is not None]
+        return unreadable_positions(time.monotonic() - min(since)) if since else []
 
     def close(self) -> None:
         """Leave the group; bounded in time."""
@@ -300,8 +308,11 @@ class KafkaSource:
     def _least_poll_ms(self) -> int:
         """How long a poll must be: a join, and the look-up of positions, take none of the time between polls."""
         consumer = self._consumer
-        settled = consumer._subscription.has_all_fetch_positions() and not consumer._coordinator.need_rejoin()
-        return 0 if settled else LEAST_POLL_MS
+        if placed := consumer._subscription.has_all_fetch_positions():
+            self._unplaced_since = None
+        elif self._unplaced_since is None:
+            self._unplaced_since = time.monotonic()
+        return 0 if placed and not consumer._coordinator.need_rejoin() else LEAST_POLL_MS
 
     # kafka-python raises for a batch that it cannot read, then returns nothing of that partition for ever. What
     # follows looks into the client: no public call tells which partition it was, or where.
