@@ -208,13 +208,14 @@ class MemoryPublisher:
 class MemoryTransactions(MemoryPublisher):
     """Fulfils worker.ports.Transactions: nothing is in the broker before commit(), and positions come with it.
 
-    `failing_commits` counts down commits that fail; `fenced` makes all fail, as for a zombie.
+    `failing_commits` counts down commits that fail, by `step`: `fenced` is a zombie's.
     """
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
         self._staged: list[OutRecord] = []
         self.failing_commits = 0
+        self.step = "commit"
         self.commits = 0
 
     def send(self, records: Sequence[OutRecord]) -> MemoryTicket:
@@ -237,7 +238,7 @@ class MemoryTransactions(MemoryPublisher):
     def commit(self, positions: Positions, group: object) -> None:
         if self.failing_commits:
             self.failing_commits -= 1
-            raise DeliveryFailed("commit", "the test lets this commit fail")
+            raise DeliveryFailed(self.step, "the test lets this commit fail")
         with self._broker.changed:
             for record in self._staged:
                 self._broker.append(record)

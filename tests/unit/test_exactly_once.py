@@ -44,15 +44,16 @@ def test_a_failed_answer_undoes_its_transaction(broker: MemoryBroker) -> None:
     assert worker.telemetry.rebuilt_steps == ["publish"]
 
 
-def test_a_failed_commit_undoes_its_transaction(broker: MemoryBroker) -> None:
+@pytest.mark.parametrize("step", ["commit", "fenced"])
+def test_a_failed_commit_undoes_its_transaction_and_is_counted(broker: MemoryBroker, step: str) -> None:
     feed(broker, 40)
     source, publisher = MemorySource(broker, IN), MemoryTransactions(broker)
-    publisher.failing_commits = 2
+    publisher.failing_commits, publisher.step = 2, step
     with start(broker, source, publisher) as worker:
         wait_committed(broker, 40)
         assert worker.stop() is ExitCode.STOPPED
     assert offsets(broker) == once(2, 20)
-    assert worker.telemetry.rebuilt_steps == ["commit", "commit"]
+    assert worker.telemetry.rebuilt_steps == [step, step]
 
 
 def test_a_revocation_undoes_the_transaction_that_holds_its_answers(broker: MemoryBroker) -> None:
