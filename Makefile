@@ -87,8 +87,12 @@ bench-scorers: install  ## what an image costs by backend, precision and threads
 	$(BIN)/python -m tests.bench.scorers
 
 .PHONY: quality
-quality: install  ## presets against PCA and 1-NN, digit by digit (QUICK=1 PRESET=default DIGITS=2,8 SEEDS=5 DATA=mnist.npz SURFACES=1)
-	$(BIN)/reconstream-train benchmark $(if $(QUICK),--quick) $(if $(PRESET),--presets $(PRESET)) $(if $(DIGITS),--digits $(DIGITS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data $(DATA)) $(if $(SURFACES),--surfaces)
+quality: install  ## presets against PCA and 1-NN, digit by digit (QUICK=1 PRESET=default DIGITS=2,8 SEEDS=5 DATA=mnist.npz SURFACES=1 POOLING=mean ROBUST=1 JSON=file)
+	$(BIN)/reconstream-train benchmark $(if $(QUICK),--quick) $(if $(PRESET),--presets $(PRESET)) $(if $(DIGITS),--digits $(DIGITS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data $(DATA)) $(if $(SURFACES),--surfaces) $(if $(POOLING),--pooling $(POOLING)) $(if $(ROBUST),--robust) $(if $(JSON),--json $(JSON))
+
+.PHONY: bench-fit
+bench-fit: install  ## how long a fit to 20,000 surfaces of 256x256 takes, and its memory; an hour (IMAGES=2000 MINUTES=10)
+	$(BIN)/python -m tests.bench.large_fit $(if $(IMAGES),--images $(IMAGES)) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: choice
 choice: install  ## what the default preset was chosen by: normal images and anomalies made from them (DIGITS=2,8 DATA=mnist.npz)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
 from training.contenders import Fitted, Images
-from training.fit import compile_autoencoder, fit_autoencoder, steps_per_epoch
+from training.fit import compile_autoencoder, fit_autoencoder, make_repeatable, steps_per_epoch
+from training.fitting import unsuspicious
 from training.model import build_autoencoder, build_scorer, mflop_per_image
+from training.plan import enough_epochs, patience_for
 from training.presets import Preset
 from training.progress import Silence
+from training.roles import hold_out
 from worker.adapters.keras_scorer import KerasScorer
 from worker.core.regions import error_maps
 
@@ -24,16 +25,20 @@ class PresetContender:
 
     preset: Preset
     epochs: int | None = None
+    anomalies: float = 0.0
+    robust: bool = False
 
     @property
     def name(self) -> str:
-        """The preset's, with the epochs where they are not its own: such results are of another fit."""
-        return self.preset.name if self.epochs is None else f"{self.preset.name}, {self.epochs} epochs"
+        """The preset's, and what is unusual."""
+        given = [f"{100 * self.anomalies:g} % anomalies"] if self.anomalies else []
+        return ", ".join([self.preset.name, *given, *(["robust"] if self.robust else [])])
 
     def fit(self, images: Images, seed: int) -> Fitted:
         """Fit to normal images, uint8 (n, H, W, C)."""
         autoencoder = fit_preset(self.preset, images, seed, self.epochs)
-        model = build_scorer(autoencoder, self.preset.score(autoencoder, images, seed))
+        known = images[unsuspicious(self.preset, autoencoder, images, seed)] if self.robust else images
+        model = build_scorer(autoencoder, self.preset.score(autoencoder, known, seed))
         scorer = KerasScorer(model, capacity(*images.shape[1:3]))
         scorer.warm_up()
         return Fitted(
@@ -44,23 +49,30 @@ class PresetContender:
 
 
 def fit_preset(preset: Preset, images: Images, seed: int, epochs: int | None = None) -> Any:
-    """The preset's network, fitted to all of the images, uint8 (n, H, W, C); epochs: None: the preset's."""
-    keras.utils.set_random_seed(seed)
+    """The preset's network, fitted to images, uint8 (n, H, W, C), as `fit` does; epochs: None: the preset's."""
+    make_repeatable(seed)
     height, width, channels = images.shape[1:]
     shape = height, width, channels
     autoencoder = build_autoencoder(shape, filters=preset.filters(shape))
-    epochs = epochs or preset.epochs
-    steps = epochs * steps_per_epoch(len(images), BATCH_SIZE)
-    compile_autoencoder(autoencoder, preset.learning_rate, steps if preset.decay else None)
+    learning, validating = images, images[:VALIDATED]
+    early = False
+    if preset.early_stopping:
+        learns, validates = hold_out(len(images), seed)
+        if early := bool(len(validates)):
+            learning, validating = images[learns], images[validates]
+    steps = steps_per_epoch(len(learning), BATCH_SIZE)
+    epochs = epochs or enough_epochs(preset.epochs, steps)
+    compile_autoencoder(autoencoder, preset.learning_rate, epochs * steps if preset.decay else None)
     fit_autoencoder(
         autoencoder,
-        images,
-        images[:VALIDATED],
+        learning,
+        validating,
         epochs=epochs,
         batch_size=BATCH_SIZE,
         seed=seed,
         progress=Silence(),
         corrupt=preset.corrupt,
+        patience=patience_for(epochs) if early else None,
     )
     return autoencoder
 

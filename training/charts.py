@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from training.evaluate import AtPrevalence, Evaluation, Judged, weights
+from training.results import Result
 from training.words import percent
 
 NORMAL = "#0072B2"
 ANOMALY = "#D55E00"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MARKERS = "osD^v"
 MARK = "#222222"
 BINS = 60
 FLOOR = 1e-12
@@ -129,21 +132,40 @@ def precision_recall(
         return _render(figure)
 
 
-def loss_curve(loss: Sequence[float], validation_loss: Sequence[float]) -> bytes:
-    """Loss over epochs as SVG."""
+def loss_curve(loss: Sequence[float], validation_loss: Sequence[float], validated: str) -> bytes:
+    """Loss over epochs as SVG; `validated` says on which images the second is."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure()
         epochs = np.arange(1, len(loss) + 1)
         size = 3 if len(loss) <= MARKED else 0
         for values, colour, marker, name in (
             (loss, NORMAL, "o", "fit"),
-            (validation_loss, ANOMALY, "s", "calibration images"),
+            (validation_loss, ANOMALY, "s", validated),
         ):
             axes.plot(epochs, values, color=colour, marker=marker, markersize=size, label=name)
         axes.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain_numbers(axes.yaxis)
         _legend_above(figure, 2)
+        return _render(figure)
+
+
+def auroc_by_digit(results: Sequence[Result]) -> bytes:
+    """How well presets and baselines tell digits apart, as SVG: a dot for each fit, a line through the means."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure()
+        digits = sorted({result.digit for result in results})
+        for index, name in enumerate(dict.fromkeys(result.name for result in results)):
+            marker, colour = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
+            found = [(digits.index(one.digit), 100 * one.auroc) for one in results if one.name == name]
+            places, aurocs = np.array(sorted(found)).T
+            there = np.unique(places)
+            axes.plot(places, aurocs, marker, color=colour, markersize=4, alpha=0.5)
+            means = [aurocs[places == place].mean() for place in there]
+            axes.plot(there, means, color=colour, marker=marker, markersize=6, linewidth=1.2, label=name)
+        axes.set(xlabel="digit that is normal", ylabel="AUROC, %")
+        axes.set_xticks(range(len(digits)), digits)
+        _legend_above(figure, 3)
         return _render(figure)
 
 

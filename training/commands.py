@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.settings import Calibrate, Evaluate, Fit, Inspect
-from training.show import facts_of, in_words, show_skipped, show_thresholds, show_written
+from training.show import facts_of, in_words, show_skipped, show_thresholds, show_tutorial, show_written
 from training.threshold_settings import DEFAULT_PREVALENCE
 from worker.core.bundle import CURRENT, Bundle, read_bundle
 from worker.core.errors import ConfigurationError
@@ -71,13 +71,16 @@ def fit(settings: Fit, console: Console) -> Path:
     from training.corruptions import CORRUPTIONS
     from training.evaluate import judge_thresholds, labelled, rare_in
     from training.fitting import fit_network
-    from training.presets import PRESETS
+    from training.presets import PRESETS, pooled
+    from training.results import committed
     from training.thresholds import choose_method, fit_threshold
     from worker.adapters.keras_scorer import weights_sha256
 
     preset = PRESETS[settings.preset]
     if settings.corruption is not None:
         preset = replace(preset, corrupt=CORRUPTIONS[settings.corruption])
+    if settings.pooling is not None:
+        preset = pooled(preset, settings.pooling)
     fitted = fit_network(settings, preset, dataset, console)
     autoencoder, history, score = fitted.autoencoder, fitted.history, fitted.score
     scorer_model = model.build_scorer(autoencoder, score)
@@ -142,6 +145,8 @@ def fit(settings: Fit, console: Console) -> Path:
     folder = settings.output / bundle.folder.name
     show_thresholds(console, judged, settings.parts_per_day, rare_in(calibration, judged, settings.prevalence))
     found = next(item.evaluation for item in judged if item.chosen)
+    if settings.data == "sample" and settings.preset != "tutorial":
+        show_tutorial(console, committed()["tutorial"], settings.normal or "1")
     if found is not None and found.auroc is not None and found.auroc < DOUBTFUL_AUROC:
         console.print(
             f"This model hardly tells these anomalies from normal images (AUROC {found.auroc:.2f}; 0.5 is chance). "

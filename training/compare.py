@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 QUICK_DIGITS = ("2", "8")
 SURFACE_EPOCHS = 5
+MIXED_IN = 0.01
+"""The share of anomalies among the normal images that a robust fit is for."""
 
 
 def benchmark(settings: Benchmark, console: Console) -> None:
@@ -40,9 +42,11 @@ def benchmark(settings: Benchmark, console: Console) -> None:
     select_backend("tensorflow")
     prepare_device()
     from training.benchmark import PresetContender
-    from training.presets import PRESETS
+    from training.presets import PRESETS, pooled
 
     chosen = [PRESETS[name] for name in settings.presets.split(",")]
+    if settings.pooling is not None:
+        chosen = [pooled(preset, settings.pooling) for preset in chosen]
     seeds = range(settings.seeds)
     columns = (
         *Progress.get_default_columns()[:-1],
@@ -59,7 +63,10 @@ def benchmark(settings: Benchmark, console: Console) -> None:
             contenders: list[Contender] = [
                 PresetContender(preset, settings.epochs or SURFACE_EPOCHS) for preset in chosen
             ]
-            bar.update(task, total=len(contenders) * len(TEXTURES) * len(seeds))
+            fits = [
+                (one.name, one.epochs, texture, seed) for one in contenders for texture in TEXTURES for seed in seeds
+            ]
+            bar.update(task, total=sum(not book.holds_surface(*fit) for fit in fits))
 
             def surface_done(name: str, texture: str, seed: int) -> None:
                 bar.advance(task)
@@ -70,12 +77,14 @@ def benchmark(settings: Benchmark, console: Console) -> None:
             split = quality.Split(*labelled_splits(settings.data))
             all_digits = QUICK_DIGITS if settings.quick else np.unique(split.fit_labels).tolist()
             digits = settings.digits.split(",") if settings.digits else all_digits
+            ways = [(0.0, False), (MIXED_IN, False), (MIXED_IN, True)] if settings.robust else [(0.0, False)]
             contenders = [
-                PresetContender(preset, settings.epochs or (preset.epochs // 4 if settings.quick else None))
+                PresetContender(preset, settings.epochs or (preset.epochs // 4 if settings.quick else None), *way)
                 for preset in chosen
+                for way in ways
             ]
             contenders += BASELINES
-            todo = [(one.name, digit, seed) for one in contenders for digit in digits for seed in seeds]
+            todo = [(one.name, one.epochs, digit, seed) for one in contenders for digit in digits for seed in seeds]
             bar.update(task, total=sum(not book.holds(*fit) for fit in todo))
 
             def done(result: "Result") -> None:
@@ -86,8 +95,14 @@ def benchmark(settings: Benchmark, console: Console) -> None:
                 )
 
             quality.run(contenders, split, digits, seeds, book, done)
+    written = [settings.json_file]
     if settings.surfaces:
         show_surfaces(console, summarise_surfaces(book.surface))
     else:
+        from training.charts import auroc_by_digit
+
         show_summary(console, summarise(book.results))
-    console.print(f"results  {escape(str(settings.json_file))}", highlight=False, soft_wrap=True)
+        written.append(settings.json_file.with_suffix(".svg"))
+        written[-1].write_bytes(auroc_by_digit(book.results))
+    for what, path in zip(("results", "plot"), written, strict=False):
+        console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)

@@ -41,6 +41,16 @@ class Contender(Protocol):
         """Of the preset or baseline."""
         ...
 
+    @property
+    def epochs(self) -> int | None:
+        """Of the fit, where they are not the preset's own."""
+        ...
+
+    @property
+    def anomalies(self) -> float:
+        """The share of anomalies among the images that it is to be given as normal ones; 0 to 1."""
+        ...
+
     def fit(self, images: Images, seed: int) -> Fitted:
         """Fit to normal images, uint8 (n, H, W, C)."""
         ...
@@ -54,6 +64,8 @@ class PcaReconstruction:
     """
 
     name = "pca"
+    epochs = None
+    anomalies = 0.0
 
     def fit(self, images: Images, seed: int) -> Fitted:
         """Fit to normal images, uint8 (n, H, W, C)."""
@@ -70,6 +82,8 @@ class NearestNeighbour:
     """The distance to the nearest normal image, pixel by pixel."""
 
     name = "1-nn"
+    epochs = None
+    anomalies = 0.0
 
     def fit(self, images: Images, seed: int) -> Fitted:
         """Keep the normal images, uint8 (n, H, W, C); nothing is random."""

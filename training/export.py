@@ -9,12 +9,14 @@ The order is the guarantee:
 What fails before 5 leaves `current` as it was and removes what was written. Import after select_backend().
 """
 
+import contextlib
 import importlib
 import json
 import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -57,6 +59,8 @@ from worker.core.errors import BundleError
 from worker.core.images import ImageSpec, decode, encode_png
 
 MEAN_SQUARED_ERROR = ScoreDefinition(name="mse", pooling="mean")
+UNFINISHED = ".tmp"
+ABANDONED_S = 3600.0
 
 
 def calibrate_scores(scorer: KerasScorer, dataset: Dataset) -> Calibration:
@@ -198,7 +202,8 @@ def publish(output: Path, manifest: Manifest, write_files: Callable[[Path], None
         OSError: the disk refuses.
     """
     output.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{manifest.name}-", suffix=".tmp", dir=output))
+    _sweep(output)
+    folder = Path(tempfile.mkdtemp(prefix=f".{manifest.name}-", suffix=UNFINISHED, dir=output))
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would keep a worker of another user out
         write_files(folder)
@@ -219,6 +224,14 @@ def publish(output: Path, manifest: Manifest, write_files: Callable[[Path], None
         raise
     switch_current(output, folder.name)
     return bundle
+
+
+def _sweep(output: Path) -> None:
+    """Remove what a kill left of bundles that were being written: none takes an hour."""
+    for folder in output.glob(f".*{UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):  # another fit was quicker
+            if time.time() - folder.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def calibration_quantiles(calibration: Calibration, images: Images) -> dict[str, dict[str, float]]:

@@ -24,6 +24,7 @@ from worker.core.errors import ConfigurationError
 
 TIMED_STEPS = 5
 ALL_EPOCHS = "all epochs"
+OUT_OF_TIME = "the time budget"
 
 
 def make_repeatable(seed: int) -> None:
@@ -181,7 +182,7 @@ def _ended(standing: Standing, patience: int | None, budget_s: float | None) -> 
     if patience is not None and done - standing.best >= patience:
         return f"{patience} epochs without a lower validation loss"
     if budget_s is not None and standing.seconds * (done + 1) / done > budget_s:
-        return "the time budget"
+        return OUT_OF_TIME
     return ""
 
 

@@ -17,6 +17,7 @@ from training import model
 from training.data import Dataset
 from training.export import versions
 from training.fit import (
+    OUT_OF_TIME,
     compile_autoencoder,
     fit_autoencoder,
     make_repeatable,
@@ -51,6 +52,7 @@ NOT_OF_THE_FIT = frozenset(
         "height",
         "width",
         "channels",
+        "pooling",
         "max_unreadable",
         "scorer",
         "precision",
@@ -150,6 +152,9 @@ def fit_network(settings: Fit, preset: Preset, dataset: Dataset, console: Consol
         "epoch_kept": history.kept,
         "patience": patience or "all epochs",
         "validation_images": len(validation) if early else "those that calibrate",
+        "repeatable": "no: how fast the machine was decided when it ended"
+        if history.ended == OUT_OF_TIME
+        else "with the same seed, data, versions and machine",
         "robust": settings.robust,
         "time_budget_minutes": settings.time_budget or "none",
     }
@@ -254,7 +259,7 @@ def _tell(
     if settings.time_budget is not None:
         console.print(
             f"The time budget of {settings.time_budget:g} minutes decides how many epochs; --epochs {epochs} without "
-            "it gives the same network.",
+            "it gives the same network, unless the machine turns out slower.",
             highlight=False,
             soft_wrap=True,
         )

@@ -55,15 +55,16 @@ def run(
     for seed in seeds:
         for digit in digits:
             for contender in contenders:
-                if not book.holds(contender.name, digit, seed):
+                if not book.holds(contender.name, contender.epochs, digit, seed):
                     book.add(measure(contender, split, digit, seed))
                     told(book.results[-1])
 
 
 def measure(contender: Contender, split: Split, digit: str, seed: int) -> Result:
     """One fit, and its figures on the whole test split."""
+    images = given_as_normal(split, digit, contender.anomalies, seed)
     began = time.monotonic()
-    fitted = contender.fit(split.fit[split.fit_labels == digit], seed)
+    fitted = contender.fit(images, seed)
     seconds = time.monotonic() - began
     began = time.monotonic()
     scores = fitted.score(split.test)
@@ -77,7 +78,18 @@ def measure(contender: Contender, split: Split, digit: str, seed: int) -> Result
         seconds=round(seconds, 2),
         images_per_second=round(speed, 1),
         mflop_per_image=fitted.mflop_per_image,
+        epochs=contender.epochs,
     )
+
+
+def given_as_normal(split: Split, digit: str, anomalies: float, seed: int) -> Images:
+    """The digit's images of the training split, in their order, with a share of others anywhere among them."""
+    normal = np.flatnonzero(split.fit_labels == digit)
+    others = np.flatnonzero(split.fit_labels != digit)
+    rng = np.random.default_rng(seed)
+    count = round(len(normal) * anomalies / (1 - anomalies))
+    strange = rng.choice(others, count, replace=False) if count else others[:0]
+    return split.fit[np.insert(normal, rng.integers(0, len(normal) + 1, len(strange)), strange)]
 
 
 def figures(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> dict[str, float]:

@@ -55,11 +55,13 @@ def render_report(
         reconstruct: images uint8 (n, H, W, C) to their reconstructions, float32 (n, H, W, C) in [0, 1].
     """
     chosen = next(item for item in judged if item.chosen)
+    held_out = training["validation_images"] if isinstance(training["validation_images"], int) else 0
+    validated = "held-out images" if held_out else "calibration images"
     scores, labels = calibration.evaluation_scores, calibration.evaluation_labels
     normal = scores[~labels] if len(scores) else calibration.scores
     pictures = {
         "histogram": charts.histogram(normal, scores[labels], chosen.fit.value),
-        "loss": charts.loss_curve(history.loss, history.validation_loss),
+        "loss": charts.loss_curve(history.loss, history.validation_loss, validated),
     }
     rare = rare_in(calibration, judged, prevalence)
     if rare is not None and chosen.evaluation is not None:
@@ -79,6 +81,8 @@ def render_report(
         score=score,
         quantiles=levels if levels["score"] != levels["error"] else {"score and error": levels["score"]},
         training=training,
+        held_out=held_out,
+        validated=validated,
         versions=versions,
         weights_sha256=weights_sha256,
         charts={key: data_address(value, "image/svg+xml") for key, value in pictures.items()},

@@ -28,12 +28,15 @@ PRESET_NAMES = ("tutorial", "default", "fast")
 """Those of training.presets, which imports Keras."""
 
 
+Pooling = Literal["mean", "largest-share", "largest-spot"]
+
+
 class Fit(ThresholdSettings):
     """Fit an autoencoder to normal images, calibrate its threshold, write the bundle.
 
     Examples:
       reconstream-train fit
-          the tutorial: MNIST, 1 is normal, every other digit an anomaly
+          the shipped MNIST: 1 is normal, every other digit an anomaly
       reconstream-train fit --normal 8 --threshold-method mean-plus-k-std
       reconstream-train fit --data photos/ --height 128 --width 128 --name line-3
           photos/good/*.png are normal; other sub-folders are anomalies, used for evaluation only
@@ -57,10 +60,10 @@ class Fit(ThresholdSettings):
         description="what is normal: a label of an .npz, or a sub-folder; none: 1 for digits, `good` for folders",
     )
     preset: Literal["tutorial", "default", "fast"] = Field(
-        "tutorial",
-        description="`tutorial`: its network, fitted to copy, judged by the mean squared error; `default`: a "
-        "narrower one, fitted to undo distortions, judged by how rare an image's latent and errors are among normal "
-        "ones (above 32 pixels by the largest local error); `fast`: a third of its multiplications",
+        "default",
+        description="`default`: fitted to undo distortions, judged by how rare an image's latent and errors are "
+        "among normal ones (above 32 pixels by the largest local error); `fast`: the same with a third of its "
+        "multiplications; `tutorial`: four times as many, fitted to copy, judged by the mean squared error",
     )
     name: str | None = Field(
         None, description="of the bundle: a-z 0-9 . _ -, at most 63; none: after the data, such as mnist-1"
@@ -106,6 +109,12 @@ class Fit(ThresholdSettings):
         None,
         description="what the network learns to undo: `affine` a turn, shear, scale and shift, `quarter-turns` for "
         "what has an up and a down, `erased` rectangles for what must be whole; none given: the preset's",
+    )
+    pooling: Pooling | None = Field(
+        None,
+        description="an image's score is its reconstruction error, as `mean` over the pixels, mean of the "
+        "`largest-share` of them (0.2 percent), or mean of the `largest-spot` of 5 x 5 pixels; none given: the "
+        "preset's score",
     )
     calibration_size: int | None = Field(
         None,
@@ -242,9 +251,15 @@ class Benchmark(Command):
         None, ge=1, le=10_000, description="passes over the images; none: the preset's, 5 on surfaces"
     )
     quick: bool = Field(default=False, description="a quarter of the epochs; digits 2 and 8, unless others are named")
+    pooling: Pooling | None = Field(None, description="judge by it, see fit --pooling; none: the preset's score")
+    robust: bool = Field(
+        default=False,
+        description="fit each preset twice more, to normal images with 1 percent of anomalies among them: as it is, "
+        "and as fit --robust does",
+    )
     surfaces: bool = Field(
         default=False,
-        description="made surfaces with small defects instead of digits; data, digits and quick do not count",
+        description="made surfaces with small defects instead of digits; data, digits, quick and robust do not count",
     )
     # Aliased: pydantic models have a method of that name.
     json_file: Path = Field(

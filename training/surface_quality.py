@@ -38,14 +38,14 @@ def run(
     told: Callable[[str, str, int], None] = lambda *_: None,
     sizes: Sizes = Sizes(),
 ) -> None:
-    """Fit and score what the book does not hold yet; tell of each fit that is done, by name, texture and seed."""
+    """Fit and score what the book does not hold yet; tell of each fit, by name, texture and seed."""
     contenders = list(contenders)
     for seed in seeds:
         for texture in TEXTURES:
             for contender in contenders:
-                if not book.holds_surface(contender.name, texture, seed):
+                if not book.holds_surface(contender.name, contender.epochs, texture, seed):
                     book.add_surfaces(measure(contender, texture, seed, sizes))
-                told(contender.name, texture, seed)
+                    told(contender.name, texture, seed)
 
 
 def measure(contender: Contender, texture: str, seed: int, sizes: Sizes) -> list[SurfaceResult]:
@@ -55,7 +55,10 @@ def measure(contender: Contender, texture: str, seed: int, sizes: Sizes) -> list
     began = time.monotonic()
     fitted = contender.fit(normal, seed)
     seconds = round(time.monotonic() - began, 2)
-    usual = fitted.score(surfaces(texture, sizes.normal, side=sizes.side, seed=next(seeds)))
+    unseen = surfaces(texture, sizes.normal, side=sizes.side, seed=next(seeds))
+    began = time.monotonic()
+    usual = fitted.score(unseen)
+    speed = round(len(unseen) / max(time.monotonic() - began, 1e-9), 1)
     results = []
     for defect in DEFECTS:
         images, masks = defective(texture, defect, sizes.defective, side=sizes.side, seed=next(seeds))
@@ -65,7 +68,21 @@ def measure(contender: Contender, texture: str, seed: int, sizes: Sizes) -> list
             if fitted.error_map is None
             else float(metrics.roc_auc_score(masks[:PLACED].ravel(), fitted.error_map(images[:PLACED]).ravel()))
         )
-        results.append(SurfaceResult(contender.name, texture, seed, str(defect), auroc, recall, placed, seconds))
+        results.append(
+            SurfaceResult(
+                contender.name,
+                texture,
+                seed,
+                str(defect),
+                auroc,
+                recall,
+                placed,
+                seconds,
+                speed,
+                fitted.mflop_per_image,
+                contender.epochs,
+            )
+        )
     return results
 
 

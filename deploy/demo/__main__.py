@@ -1,6 +1,6 @@
 """From MNIST to verdicts, with everything real: `make demo`.
 
-Fits the tutorial's autoencoder on the shipped sample, starts a real Apache Kafka on loopback (or uses the one
+Fits an autoencoder on the shipped sample, starts a real Apache Kafka on loopback (or uses the one
 that KAFKA_BOOTSTRAP names), starts the worker as a process of its own, feeds it the evaluation images and a few
 broken ones, shows what it answers, and holds every answer against what was sent.
 """
@@ -112,7 +112,7 @@ def run(*, keep: bool, rate: float) -> int:
     began = time.monotonic()
     OUTPUT.mkdir(parents=True, exist_ok=True)
     with ExitStack() as resources:
-        step("1  fit the tutorial's autoencoder, calibrate its threshold, write the bundle")
+        step("1  fit an autoencoder, calibrate its threshold, write the bundle")
         bundle = fit()
         step("2  start Apache Kafka and the worker")
         bootstrap = os.environ.get("KAFKA_BOOTSTRAP") or start_kafka(resources)

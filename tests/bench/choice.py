@@ -25,6 +25,7 @@ from scipy import special
 from sklearn.metrics import roc_auc_score
 
 from training.arrays import labelled_splits
+from training.corruptions import CORRUPTIONS as OFFERED
 from training.corruptions import Corruption, Pixels, affine, unchanged
 from worker.adapters.keras_scorer import prepare_device, select_backend
 
@@ -112,6 +113,7 @@ def half_affine(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 CORRUPTIONS: Mapping[str, Corruption] = MappingProxyType(
     {"unchanged": unchanged, "affine": affine, "half affine": half_affine}
+    | {name: corrupt for name, corrupt in OFFERED.items() if corrupt not in {unchanged, affine}}
 )
 
 

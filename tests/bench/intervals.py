@@ -27,6 +27,7 @@ from scipy import special
 from training.thresholds import (
     BestF1,
     Conformal,
+    CostWeighted,
     Groups,
     Labelled,
     MeanPlusKStd,
@@ -155,6 +156,7 @@ METHODS: Mapping[str, Callable[[Scenario, np.random.Generator], Method]] = Mappi
         "peaks_over_threshold 0.1 %": lambda _, __: PeaksOverThreshold(RATE / 10),
         "conformal": lambda _, __: Conformal(RATE),
         "best_f1": lambda scenario, rng: BestF1(_labelled(scenario, rng)),
+        "cost_weighted": lambda scenario, rng: CostWeighted(_labelled(scenario, rng)),
     }
 )
 

@@ -1,11 +1,13 @@
 """Real fits of a few small images: settings in, bundle out."""
 
 import json
+import os
 import platform
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,9 @@ def test_a_folder_is_fitted_and_its_bad_files_are_listed(tmp_path: Path, capsys:
         (good / f"{index:02}.png").write_bytes(encode_png(image[..., None]))
     (good / "bad.png").write_bytes(b"no picture")
     output = tmp_path / "bundles"
+    for name, seconds_ago in ((".old-1.tmp", 4000), (".another-2.tmp", 3000)):
+        (output / name).mkdir(parents=True)
+        os.utime(output / name, (time.time() - seconds_ago,) * 2)
     arguments = ["fit", "--data", str(good.parent), "--output", str(output), "--calibration-size", "10"]
     arguments += ["--epochs", "1", "--threshold-method", "mean-plus-k-std", "--height", "12", "--width", "12"]
     assert main(arguments) == ExitCode.STOPPED
@@ -249,6 +254,7 @@ def test_a_folder_is_fitted_and_its_bad_files_are_listed(tmp_path: Path, capsys:
         True,
     )
     assert bundle.manifest.threshold.method == "mean_plus_k_std"
+    assert sorted(path.name for path in output.glob(".*.tmp")) == [".another-2.tmp"], "it may be another fit's"
     assert len(bundle.calibration.evaluation_scores) == 0
     assert "no anomalies" in (bundle.folder / "report.html").read_text()
 

@@ -1,12 +1,17 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
+from rich.console import Console
 
+from training.charts import auroc_by_digit
 from training.contenders import BASELINES, Fitted, Images
-from training.quality import Split, figures, run
-from training.results import Book, Result, summarise
+from training.quality import Split, figures, given_as_normal, run
+from training.results import Book, Result, Spread, summarise
+from training.show import show_tutorial
 from worker.core.errors import ConfigurationError
 
 
@@ -28,6 +33,8 @@ class Constant:
     """Gives every image the same score, and counts its fits."""
 
     name = "constant"
+    epochs = None
+    anomalies = 0.0
 
     def __init__(self) -> None:
         self.fits: list[int] = []
@@ -86,6 +93,17 @@ def test_results_of_another_source_are_refused_and_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_share_of_the_images_that_are_given_as_normal_is_not() -> None:
+    found = split()
+    mixed = given_as_normal(found, "a", 0.1, 0)
+    normal = found.fit[found.fit_labels == "a"]
+    strange = mixed[:, :, :3].mean(axis=(1, 2, 3)) < 100
+    assert strange.sum() == round(len(normal) / 9)
+    assert np.array_equal(mixed[~strange], normal)
+    assert np.flatnonzero(strange).tolist() != list(range(int(strange.sum())))
+    assert np.array_equal(given_as_normal(found, "a", 0.0, 0), normal)
+
+
 def test_an_unknown_label_is_refused_before_anything_is_fitted(tmp_path: Path) -> None:
     contender = Constant()
     with pytest.raises(ConfigurationError, match="'c' was given; the source has the labels a, b"):
@@ -102,3 +120,44 @@ def test_the_summary_is_over_digits_and_its_spread_over_seeds() -> None:
     assert found["x"].mean_auroc == pytest.approx(0.8)
     assert found["x"].std == pytest.approx(np.std([0.7, 0.9], ddof=1))
     assert (found["x"].digits, found["x"].seeds, found["y"].std) == (["1", "2"], [0, 1], 0.0)
+    assert [found["x"].auroc[digit].mean for digit in "12"] == pytest.approx([0.85, 0.75])
+    assert [found["x"].auroc[digit].std for digit in "12"] == pytest.approx([np.std([0, 0.1], ddof=1), 0.15 * 2**0.5])
+    assert found["x"].average_precision["1"] == Spread(0.5, 0.0)
+    assert (found["x"].mean_average_precision, found["x"].mean_fpr_at_95_recall) == (0.5, 0.5)
+    assert (found["x"].seconds, found["x"].images_per_second) == (1.0, 100.0)
+
+
+def test_a_name_that_was_run_with_several_numbers_of_epochs_is_told_apart() -> None:
+    few = replace(result("x", "1", 0, 0.8), epochs=5)
+    assert list(summarise([few, result("y", "1", 0, 0.9)])) == ["x", "y"]
+    found = summarise([few, result("x", "1", 0, 0.9)])
+    assert {name: one.mean_auroc for name, one in found.items()} == {"x, 5 epochs": 0.8, "x": 0.9}
+
+
+def test_results_of_another_summary_are_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "quality.json"
+    run([Constant()], split(), ["a"], [0], Book(path, "halves"))
+    content = json.loads(path.read_bytes())
+    content["summary"] = {"constant": {"mean_auroc": 0.5}}
+    path.write_text(json.dumps(content))
+    again = Constant()
+    run([again], split(), ["a"], [0], Book(path, "halves"))
+    assert again.fits == []
+
+
+def test_a_fit_is_compared_with_what_the_tutorial_gave_on_its_digit(capsys: pytest.CaptureFixture[str]) -> None:
+    found = summarise([result("tutorial", "2", seed, auroc) for seed, auroc in enumerate([0.8, 0.9])])["tutorial"]
+    show_tutorial(Console(), found, "3")
+    assert capsys.readouterr().out == ""
+    show_tutorial(Console(), found, "2")
+    assert "--preset tutorial, AUROC 0.8500 on digit 2, mean of 2 fits" in capsys.readouterr().out
+
+
+def test_the_plot_has_every_name_and_digit() -> None:
+    """Text is drawn as paths; each is announced in a comment."""
+    page = auroc_by_digit(
+        [result(name, digit, seed, 0.9) for name in ("one", "two") for digit in "138" for seed in (0, 1)]
+        + [result("three", "8", 0, 0.5)]
+    ).decode()
+    for text in ("one", "two", "three", "1", "3", "8", "AUROC, %"):
+        assert f"<!-- {text} -->" in page

@@ -20,8 +20,9 @@ def fit(*arguments: str) -> settings.Fit:
     return parsed
 
 
-def test_the_defaults_are_the_tutorials() -> None:
+def test_the_defaults() -> None:
     parsed = fit()
+    assert parsed.preset == "default"
     assert (parsed.data, parsed.batch_size, parsed.epochs, parsed.calibration_size) == ("sample", 128, None, None)
     assert CALIBRATION_SIZE == 500
     assert (parsed.latent_size, parsed.threshold_method, parsed.rate, parsed.k) == (32, "percentile", 0.01, 3.0)

@@ -18,6 +18,8 @@ class Brightest:
     """Judges by how far from the image's mean a place of 15 pixels is, and counts its fits."""
 
     name = "brightest"
+    epochs = None
+    anomalies = 0.0
 
     def __init__(self) -> None:
         self.fits = 0
@@ -41,8 +43,8 @@ def test_each_defect_on_each_texture_is_scored_once_and_kept(tmp_path: Path) -> 
     assert contender.fits == len(TEXTURES)
     assert told == [("brightest", texture, 0) for texture in TEXTURES]
     again = Book(path, None)
-    run([contender], [0], again, sizes=SIZES)
-    assert contender.fits == len(TEXTURES)
+    run([contender], [0], again, lambda *fit: told.append(fit), SIZES)
+    assert contender.fits == len(told) == len(TEXTURES), "what is there is neither run nor told of again"
     assert [(found.texture, found.defect) for found in again.surface] == [
         (texture, str(defect)) for texture in TEXTURES for defect in DEFECTS
     ]
@@ -64,7 +66,7 @@ def test_recall_is_at_one_false_positive_in_a_thousand() -> None:
 
 def test_a_summary_is_the_mean_over_textures_and_seeds() -> None:
     def result(texture: str, seed: int, auroc: float, placed: float | None) -> SurfaceResult:
-        return SurfaceResult("default", texture, seed, "scratch 2x20", auroc, 1 - auroc, placed, 1.0)
+        return SurfaceResult("default", texture, seed, "scratch 2x20", auroc, 1 - auroc, placed, 1.0, 50.0, None)
 
     found = summarise_surfaces(
         [result("cast", 0, 0.5, 0.9), result("woven", 0, 0.9, None), result("cast", 3, 1.0, 0.7)]
@@ -73,4 +75,6 @@ def test_a_summary_is_the_mean_over_textures_and_seeds() -> None:
     assert summary.auroc == pytest.approx(0.8)
     assert summary.recall == pytest.approx(0.2)
     assert summary.localisation_auroc == pytest.approx(0.8)
+    assert summary.std == pytest.approx(np.std([0.7, 1.0], ddof=1))
+    assert (summary.mflop_per_image, summary.images_per_second) == (None, 50.0)
     assert (summary.textures, summary.seeds) == (["cast", "woven"], [0, 3])

@@ -22,6 +22,8 @@ from worker.core.errors import ConfigurationError
 
 SMALLEST = 8
 """Pixels that height and width have at least; to no fewer are large images halved."""
+WIDEST = 32
+"""Filters of a layer, where images are large."""
 
 
 def filters(shape: tuple[int, int, int]) -> tuple[int, ...]:
@@ -37,10 +39,13 @@ def filters(shape: tuple[int, int, int]) -> tuple[int, ...]:
         )
     if max(shape[:2]) <= LARGE:
         return 12, 32
+    height, width, _ = shape
     halvings = 0
-    while min(shape[:2]) % 2 ** (halvings + 1) == 0 and min(shape[:2]) >> (halvings + 1) >= SMALLEST:
+    while not (height | width) % (2 << halvings) and min(height, width) >> (halvings + 1) >= SMALLEST:
         halvings += 1
-    return tuple(min(64, 8 << index) for index in range(max(2, halvings)))
+    # No wider: at twice the width with half the pixels a deeper layer would cost as much as the one before it, and
+    # compute would grow faster than the pixels.
+    return tuple(min(WIDEST, 8 << index) for index in range(max(2, halvings)))
 
 
 def score(autoencoder: Any, images: NDArray[np.uint8], seed: int) -> Score:
