@@ -37,11 +37,20 @@ def test_the_interval_holds_for_grouped_images_and_one_that_ignores_groups_does_
     assert found.ignoring_groups < 0.85 < WANTED
 
 
-@pytest.mark.parametrize("method", ["percentile", "mean_plus_k_std", "peaks_over_threshold", "conformal", "best_f1"])
+@pytest.mark.parametrize(
+    "method", ["percentile", "mean_plus_k_std", "peaks_over_threshold", "conformal", "best_f1", "cost_weighted"]
+)
 def test_the_interval_of_independent_images_holds_for_every_method(method: str) -> None:
     found = holds(Scenario("independent", 500, family="gamma"), method)
     assert found.holds is not None
     assert found.holds >= WANTED
+
+
+def test_resampling_groups_holds_less_often_than_what_is_stated() -> None:
+    found = holds(Scenario("grouped", 50, 10, 0.8, "gamma"))
+    assert found.bootstrap is not None
+    assert found.holds is not None
+    assert found.bootstrap < WANTED <= found.holds
 
 
 def test_a_one_way_drift_is_covered_by_nothing() -> None:
