@@ -71,6 +71,7 @@ def fit(settings: Fit, console: Console) -> Path:
     from training.corruptions import CORRUPTIONS
     from training.evaluate import judge_thresholds, labelled, rare_in
     from training.fitting import fit_network
+    from training.groups import follows_time
     from training.presets import PRESETS, pooled
     from training.results import committed
     from training.thresholds import choose_method, fit_threshold
@@ -89,8 +90,9 @@ def fit(settings: Fit, console: Console) -> Path:
     calibration = export.calibrate_scores(scorer, dataset)
     wanted = (settings.rate, settings.k, settings.cost_ratio)
     method = choose_method(settings.method, *wanted, labelled(calibration))
-    threshold = fit_threshold(method, calibration.scores, calibration.groups)
-    judged = judge_thresholds(calibration, threshold, *wanted, kinds=dataset.evaluation_kinds)
+    in_time = follows_time(settings.group_by)
+    threshold = fit_threshold(method, calibration.scores, calibration.groups, in_time=in_time)
+    judged = judge_thresholds(calibration, threshold, *wanted, dataset.evaluation_kinds, in_time=in_time)
     training: dict[str, Any] = {
         "preset": preset.name,
         "optimizer": "adam",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics
 
+from training.groups import follows_time
 from training.thresholds import (
     BestF1,
     CostWeighted,
@@ -218,6 +219,8 @@ def judge_thresholds(
     k: float = 3.0,
     cost_ratio: float = 10.0,
     kinds: Sequence[str] | None = None,
+    *,
+    in_time: bool = False,
 ) -> tuple[Judged, ...]:
     """The chosen threshold and those of every other method that the data supports, for the same settings.
 
@@ -228,12 +231,13 @@ def judge_thresholds(
         k: of mean + k std.
         cost_ratio: of the cost-weighted method.
         kinds: the kind of each image of the evaluation set; None: not known.
+        in_time: the groups' numbers follow time.
     """
     judged = []
     for method in all_methods(rate, k, cost_ratio, labelled(calibration)):
         try:
             own = method.name == chosen.method
-            fit = chosen if own else fit_threshold(method, calibration.scores, calibration.groups)
+            fit = chosen if own else fit_threshold(method, calibration.scores, calibration.groups, in_time=in_time)
             called = None
             if isinstance(method, BestF1 | CostWeighted):
                 called = cross_fitted(method.labelled, method.choose, method.name)
@@ -262,6 +266,7 @@ def judge_bundle(manifest: Manifest, calibration: Calibration) -> tuple[Judged, 
         rate=float(settings.get("false_positive_rate", (100 - settings.get("percentile", 99.0)) / 100)),
         k=float(settings.get("k", 3.0)),
         cost_ratio=float(settings.get("cost_ratio", 10.0)),
+        in_time=follows_time(settings.get("group_by")),
     )
 
 

@@ -40,6 +40,11 @@ def check_group_by(rule: str) -> str:
     raise ValueError(KINDS)
 
 
+def follows_time(rule: object) -> bool:
+    """Whether the numbers of the groups that a rule makes follow time."""
+    return isinstance(rule, str) and rule.startswith("time:")
+
+
 def group_files(rule: str, root: Path, files: Sequence[Path]) -> list[str]:
     """The name of each file's group, in the order of the files.
 
@@ -56,7 +61,8 @@ def group_files(rule: str, root: Path, files: Sequence[Path]) -> list[str]:
         return [file.parent.relative_to(root).as_posix() for file in files]
     if kind == "time":
         seconds = 60 * _minutes(rest)
-        return [str(math.floor(file.stat().st_mtime / seconds)) for file in files]
+        # Of equal lengths, so that their order as text is that of time.
+        return [f"{math.floor(file.stat().st_mtime / seconds):012d}" for file in files]
     if kind == "pattern":
         found = [_pattern(rest).search(file.name) for file in files]
         names = [match and match[1] for match in found]

@@ -11,6 +11,7 @@ import msgspec
 
 from training import export
 from training.evaluate import Judged, judge_thresholds, labelled, without_history
+from training.groups import follows_time
 from training.normals import Normals
 from training.report import render_calibration_report
 from training.threshold_settings import ThresholdSettings
@@ -51,8 +52,10 @@ def calibrate_bundle(
         kept.evaluation_groups,
     )
     wanted = (settings.rate, settings.k, settings.cost_ratio)
-    threshold = fit_threshold(choose_method(settings.method, *wanted, labelled(calibration)), scores, normals.groups)
-    judged = judge_thresholds(calibration, threshold, *wanted)
+    in_time = follows_time(settings.group_by)
+    method = choose_method(settings.method, *wanted, labelled(calibration))
+    threshold = fit_threshold(method, scores, normals.groups, in_time=in_time)
+    judged = judge_thresholds(calibration, threshold, *wanted, in_time=in_time)
     manifest = msgspec.structs.replace(
         old,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from training import charts, words
 from training.data import Dataset
-from training.evaluate import Judged, rare_in
+from training.evaluate import AtPrevalence, Judged, rare_in
 from training.examples import Reconstruct, data_address, gallery
 from training.progress import History
 from training.quantiles import quantiles
@@ -55,7 +55,8 @@ def render_report(
         reconstruct: images uint8 (n, H, W, C) to their reconstructions, float32 (n, H, W, C) in [0, 1].
     """
     chosen = next(item for item in judged if item.chosen)
-    held_out = training["validation_images"] if isinstance(training["validation_images"], int) else 0
+    validated_on = training.get("validation_images")
+    held_out = validated_on if isinstance(validated_on, int) else 0
     validated = "held-out images" if held_out else "calibration images"
     scores, labels = calibration.evaluation_scores, calibration.evaluation_labels
     normal = scores[~labels] if len(scores) else calibration.scores
@@ -64,9 +65,7 @@ def render_report(
         "loss": charts.loss_curve(history.loss, history.validation_loss, validated),
     }
     rare = rare_in(calibration, judged, prevalence)
-    if rare is not None and chosen.evaluation is not None:
-        pictures["roc"] = charts.roc(scores, labels, judged)
-        pictures["precision_recall"] = charts.precision_recall(scores, labels, chosen.evaluation, rare)
+    pictures |= _curves(calibration, judged, rare)
     levels = {"score": quantiles(calibration.scores), "error": quantiles(calibration.errors)}
     return _template("report.html.j2").render(
         name=name,
@@ -85,7 +84,7 @@ def render_report(
         validated=validated,
         versions=versions,
         weights_sha256=weights_sha256,
-        charts={key: data_address(value, "image/svg+xml") for key, value in pictures.items()},
+        charts=_addresses(pictures),
         gallery=gallery(dataset, calibration, chosen.fit.value, reconstruct),
         lines=LINES,
     )
@@ -105,21 +104,41 @@ def render_calibration_report(
     """
     chosen = next(item for item in judged if item.chosen)
     anomalous = calibration.evaluation_scores[calibration.evaluation_labels]
-    picture = charts.histogram(calibration.scores, anomalous, chosen.fit.value)
+    rare = rare_in(calibration, judged, prevalence)
+    pictures = {
+        "histogram": charts.histogram(calibration.scores, anomalous, chosen.fit.value),
+        **_curves(calibration, judged, rare),
+    }
     before, now = old.manifest.calibration_quantiles["score"], manifest.calibration_quantiles["score"]
     return _template("calibration_report.html.j2").render(
         manifest=manifest,
         old=old.manifest,
         chosen=chosen,
         judged=judged,
-        rare=rare_in(calibration, judged, prevalence),
+        rare=rare,
         flagged=[
             int((calibration.scores > threshold).sum()) for threshold in (old.threshold, np.float32(chosen.fit.value))
         ],
-        histogram=data_address(picture, "image/svg+xml"),
+        charts=_addresses(pictures),
         quantiles={"now": now, "before": {level: before.get(level, float("nan")) for level in now}},
         lines=LINES,
     )
+
+
+def _curves(calibration: Calibration, judged: Sequence[Judged], rare: AtPrevalence | None) -> dict[str, bytes]:
+    """ROC and precision over recall, where the evaluation set has both kinds of images."""
+    chosen = next(item for item in judged if item.chosen)
+    if rare is None or chosen.evaluation is None:
+        return {}
+    scores, labels = calibration.evaluation_scores, calibration.evaluation_labels
+    return {
+        "roc": charts.roc(scores, labels, judged),
+        "precision_recall": charts.precision_recall(scores, labels, chosen.evaluation, rare),
+    }
+
+
+def _addresses(pictures: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: data_address(picture, "image/svg+xml") for name, picture in pictures.items()}
 
 
 def _unbroken(text: str) -> str:

@@ -5,8 +5,8 @@
 For every scenario and method: draw a calibration, fit the threshold, compare its interval with the true rate of new
 images of new groups. `ignoring groups` is the interval that takes grouped images for independent ones; `bootstrap` is
 one by resampling groups, drawn for the percentile, beside which the stated one was chosen. Writes
-build/interval-coverage.json; exits with 1 where a stated interval holds in less than 93 % of the draws, the one-way
-drift excepted, which nothing covers.
+build/interval-coverage.json; exits with 1 where intervals are stated, in more than one of a hundred draws, and
+hold in less than 93 % of those: a drift one way is told from the groups' order, and no interval is stated.
 """
 
 import argparse
@@ -46,6 +46,8 @@ RATE = 0.01
 BAD_SHIFT = 2.5
 HEAVY = 0.4
 NOTHING = (np.nan, np.nan)
+RARELY = 0.01
+"""Up to this share of the draws an interval may be stated where there should be none."""
 RESAMPLES = 200
 BOOTSTRAPPED = 200
 """Draws of a scenario, of which each is resampled RESAMPLES times."""
@@ -195,7 +197,7 @@ class Coverage:
 
     @property
     def fails(self) -> bool:
-        return self.holds is not None and self.holds < WANTED and not self.one_way
+        return self.holds is not None and self.holds < WANTED and (self.stated or 0.0) > RARELY
 
 
 class _Tally:
@@ -211,7 +213,7 @@ class _Tally:
     def draw(self, scenario: Scenario, scores: NDArray[np.float32], groups: Groups | None, method: Method) -> None:
         """Fit a threshold and compare."""
         try:
-            fit = fit_threshold(method, scores, groups)
+            fit = fit_threshold(method, scores, groups, in_time=scenario.kind == "drifting")
         except ConfigurationError as error:
             self.refused = str(error)
             return
@@ -296,7 +298,7 @@ def table_of(found: Sequence[Coverage]) -> Table:
             "" if item.bootstrap is None else f"{item.bootstrap:.1%}",
             f"{item.rate:.2%}",
             f"{item.low:.2%} to {item.high:.2%}",
-            style="bold red" if item.fails else "yellow" if item.one_way else "",
+            style="bold red" if item.fails else "",
         )
     return table
 

@@ -53,12 +53,30 @@ def test_resampling_groups_holds_less_often_than_what_is_stated() -> None:
     assert found.bootstrap < WANTED <= found.holds
 
 
-def test_a_one_way_drift_is_covered_by_nothing() -> None:
-    found = holds(Scenario("drifting", 100, 50, 0.1, one_way=2.0))
-    assert found.holds is not None
-    assert found.holds < 0.5
+@pytest.mark.parametrize("climb", [1.0, 2.0])
+def test_a_one_way_drift_is_told_and_no_interval_stated(climb: float) -> None:
+    found = holds(Scenario("drifting", 100, 50, 0.1, one_way=climb))
+    assert found.stated is not None
+    assert found.stated < 0.01
+    assert found.why is not None
+    assert found.why.startswith("scores rise with time (rank correlation 0.")
     assert found.rate is not None
-    assert found.rate > 0.03
+    assert found.rate > 0.02
+
+
+def test_days_that_differ_at_random_have_an_interval() -> None:
+    found = holds(Scenario("drifting", 50, 50, 0.5))
+    assert found.stated is not None
+    assert found.stated > 0.98
+
+
+def test_scores_that_fall_with_time_are_told_too_and_only_where_groups_follow_time() -> None:
+    groups = np.repeat(np.arange(40), 5)
+    scores = (100 - groups + np.random.default_rng(0).random(200)).astype(np.float32)
+    told = rate_interval(scores, np.float32(95), groups, in_time=True)
+    assert told.limits is None
+    assert (told.reason or "").startswith("scores fall with time (rank correlation -1.00)")
+    assert rate_interval(scores, np.float32(95), groups).limits is not None
 
 
 def test_of_independent_images_the_interval_is_that_of_order_statistics() -> None:

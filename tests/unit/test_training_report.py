@@ -319,6 +319,8 @@ def test_the_calibration_report_says_what_changed(tmp_path: Path) -> None:
     assert "&lt;week 7&gt;" in page
     assert "a miss costs 2) instead of" in page
     assert "not known: no promise from too few groups: 10" in page
+    for text in ("ROC curve, area", "Precision over recall", "Confusion matrix"):
+        assert text in page
 
 
 @pytest.mark.parametrize(

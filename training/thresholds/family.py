@@ -43,13 +43,16 @@ class Method(Protocol):
         ...
 
 
-def fit_threshold(method: Method, scores: NDArray[np.float32], groups: Groups | None = None) -> ThresholdFit:
+def fit_threshold(
+    method: Method, scores: NDArray[np.float32], groups: Groups | None = None, *, in_time: bool = False
+) -> ThresholdFit:
     """The threshold, and the 95 % interval for its false-positive rate (training.thresholds.interval).
 
     Args:
         method: how.
         scores: float32 (n,), of normal images that the model was not fitted on.
         groups: (n,), which group each image belongs to; None: images are independent.
+        in_time: the groups' numbers follow time.
 
     Raises:
         ConfigurationError: the scores do not support it.
@@ -66,7 +69,7 @@ def fit_threshold(method: Method, scores: NDArray[np.float32], groups: Groups | 
     value = np.float32(method.value(scores.astype(np.float64), np.arange(n) if groups is None else groups))
     if not np.isfinite(value):
         raise ConfigurationError(f"data: {method.name} of {n} scores is {value}; expected a finite float32.")
-    limits, reason = rate_interval(scores, value, groups)
+    limits, reason = rate_interval(scores, value, groups, in_time=in_time)
     return ThresholdFit(
         value=float(value),
         method=method.name,

@@ -12,6 +12,9 @@ Grouped images (frames of one part, images of one day): n images tell as much as
 2. K and n are divided by d, n also by (t_{G-1} / t_{n-1})^2 for the G groups that estimate it (Korn & Graubard,
    *Survey Methodology* 24, 1998), and go into Clopper & Pearson's limits.
 3. The upper limit is at least 1 - 0.025^(1/G): a share of groups up to that may have gone unseen.
+4. Where the groups are windows of time and their mean scores rise or fall with it (Kendall & Gibbons, *Rank
+   Correlation Methods*, 5th ed. 1990, ch. 4: Spearman's coefficient times sqrt(G - 1) is about standard normal), the
+   images to come are not like these, and there is no interval.
 With groups of one image all this is the first rule. `make interval-coverage` shows what holds how often.
 """
 
@@ -24,6 +27,8 @@ from scipy import special
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
+TREND = 3.29
+"""Standard deviations of a rank correlation without a trend: beyond it lies one of a thousand."""
 MIN_GROUPS = 20
 """The smallest number for which it was drawn how often an interval holds."""
 
@@ -37,13 +42,16 @@ class RateInterval(NamedTuple):
     reason: str | None
 
 
-def rate_interval(scores: NDArray[np.float32], threshold: np.float32, groups: Groups | None) -> RateInterval:
+def rate_interval(
+    scores: NDArray[np.float32], threshold: np.float32, groups: Groups | None, *, in_time: bool = False
+) -> RateInterval:
     """The 95 % interval for the share of new normal images, of new groups, that score above the threshold.
 
     Args:
         scores: float32 (n,), of normal images.
         threshold: found from these scores, or independently of them.
         groups: (n,), which group each image belongs to; None: images are independent.
+        in_time: the groups' numbers follow time.
     """
     n = len(scores)
     above = int((scores > threshold).sum())
@@ -54,6 +62,13 @@ def rate_interval(scores: NDArray[np.float32], threshold: np.float32, groups: Gr
     if count < n and count < MIN_GROUPS:
         return RateInterval(
             None, f"no promise from too few groups: {count}; about {MIN_GROUPS} would do, 100 would say more"
+        )
+    correlation = trend(scores, groups) if in_time else 0.0
+    if abs(correlation) * math.sqrt(count - 1) > TREND:
+        return RateInterval(
+            None,
+            f"scores {'rise' if correlation > 0 else 'fall'} with time (rank correlation {correlation:.2f}): images "
+            "to come will not be like these",
         )
     effect = design_effect(scores, above, groups)
     if count < n:
@@ -93,6 +108,14 @@ def design_effect(scores: NDArray[np.float32], above: int, groups: Groups) -> fl
         if taken > n / 4:
             break
     return min(effect, largest)
+
+
+def trend(scores: NDArray[np.float32], groups: Groups) -> float:
+    """Spearman's rank correlation of the groups' mean scores with their numbers, -1 to 1."""
+    members, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    means = np.bincount(members, weights=scores.astype(np.float64)) / sizes
+    ranks = np.argsort(np.argsort(means, kind="stable"), kind="stable")
+    return float(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) if len(ranks) > 1 else 0.0
 
 
 def unseen_share(groups: int) -> float:
