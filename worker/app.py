@@ -254,9 +254,7 @@ def _run(
         progress=io_progress,
     )
     stop.goes_to(pipeline.request_stop)
-    readiness.decided_by(
-        source.missing, lambda: ["recovering: reading the committed positions"] if pipeline.recovering else []
-    )
+    readiness.decided_by(source.missing, lambda: _unready(pipeline))
     watchdog.watch([io_progress, scoring_progress])
     reloader = Reloader(
         settings.bundle,
@@ -279,6 +277,13 @@ def _run(
     readiness.waiting_for("nothing: the worker is stopping")
     idle = [reloader.stop(), scoring.stop(SCORING_END_S)]
     return outcome, all(idle)
+
+
+def _unready(pipeline: Pipeline) -> list[str]:
+    """What of the pipeline itself keeps the worker from being ready."""
+    if pipeline.stopping:
+        return ["nothing: the worker is stopping"]
+    return ["recovering: reading the committed positions"] if pipeline.recovering else []
 
 
 def _delivery(

@@ -129,6 +129,11 @@ class Pipeline:
         """Whether something may not have been delivered, and the committed positions were not yet read again."""
         return self._rewinding
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping
+
     def request_stop(self) -> None:
         """Finish what is in flight, commit, return. Safe in a signal handler; the second call aborts."""
         if self._stopping:

@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,16 @@ from prometheus_client import CollectorRegistry
 from tests.property.test_bundle import QUANTILES, THRESHOLD, write_fake_bundle
 from worker.adapters.prometheus import PrometheusTelemetry
 from worker.adapters.system_clock import SystemClock
-from worker.app import Readiness, SignalRequest, announce, expected_anomaly_ratio, localisation, run, unix_time
+from worker.app import (
+    Readiness,
+    SignalRequest,
+    _unready,
+    announce,
+    expected_anomaly_ratio,
+    localisation,
+    run,
+    unix_time,
+)
 from worker.core.bundle import read_bundle
 from worker.core.errors import ExitCode, KafkaRefused
 from worker.core.records import Headers, Record
@@ -105,6 +115,16 @@ def test_a_start_is_ready_only_when_its_checks_find_nothing() -> None:
     assert readiness.missing() == []
     second.append("recovering")
     assert readiness.missing() == ["recovering"]
+
+
+def test_a_pipeline_is_ready_while_it_neither_recovers_nor_stops() -> None:
+    pipeline: Any = SimpleNamespace(stopping=False, recovering=False)
+    assert _unready(pipeline) == []
+    pipeline.recovering = True
+    assert _unready(pipeline) == ["recovering: reading the committed positions"]
+    # While it drains: an orchestrator sends it nothing more, and waits for its successor.
+    pipeline.stopping = True
+    assert _unready(pipeline) == ["nothing: the worker is stopping"]
 
 
 def test_a_worker_that_stops_is_not_ready() -> None:

@@ -12,6 +12,7 @@ from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from worker.adapters import kafka_source, positions
 from worker.adapters.kafka_source import KafkaSource, _Assignor, _Listener
+from worker.core.errors import DeliveryFailed
 
 IMAGES = [ClientPartition("images", number) for number in range(4)]
 
@@ -23,6 +24,7 @@ class Consumer:
         self.generation, self.state = 4, MemberState.STABLE
         self._coordinator = SimpleNamespace(rejoining=False, rejoin_needed=False, need_rejoin=lambda: False)
         self.placed, self.readable = True, True
+        self._cluster: Any = None
         self._subscription = SimpleNamespace(has_all_fetch_positions=lambda: self.placed)
 
     def subscribe(self, *_: object, **__: object) -> None:
@@ -47,6 +49,23 @@ class Consumer:
 
     def group_metadata(self) -> ConsumerGroupMetadata:
         return ConsumerGroupMetadata("g", self.generation, "member-1", None, self.state)
+
+
+def test_a_topic_that_is_gone_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a topic is not to be read the group's leader assigns nothing, and nothing makes the client ask anew."""
+    consumer = Consumer()
+    monkeypatch.setattr(consumer, "assignment", set)
+    partitions: list[set[int] | None] = [None, {0}]
+    asked: list[None] = []
+    consumer._cluster = SimpleNamespace(
+        partitions_for_topic=lambda _: partitions[len(asked)], request_update=lambda: asked.append(None)
+    )
+    monkeypatch.setattr(kafka_source, "_connected", lambda *_: consumer)
+    source = KafkaSource({}, topic="images", group_id="g", max_message_bytes=1024)
+    with pytest.raises(DeliveryFailed, match="it is gone"):
+        source.poll(0.0, 1)
+    assert len(asked) == 1
+    assert source.poll(0.0, 1).records == {}
 
 
 def test_positions_that_cannot_be_read_are_told_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

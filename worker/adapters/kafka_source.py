@@ -169,6 +169,8 @@ class KafkaSource:
                 log.debug("poll: %r", error)
             fetched = {}
         if not fetched and self._is_gone():
+            # Nothing else asks while nothing is ours, and by itself the client does so every five minutes.
+            self._consumer._cluster.request_update()
             raise DeliveryFailed("refused", f"Kafka does not let us read '{self._topic}': it is gone")
         # Before the revocations: a generation that came after them may not vouch for what they took.
         group = self._group_of_assignment()
