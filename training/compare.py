@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from training.settings import Benchmark
-from training.show import in_words, show_summary, show_surfaces
+from training.show import in_markdown, in_words, show_summary, show_surfaces
 
 if TYPE_CHECKING:
     from training.contenders import Contender
@@ -102,7 +102,8 @@ def benchmark(settings: Benchmark, console: Console) -> None:
         from training.charts import auroc_by_digit
 
         show_summary(console, summarise(book.results))
-        written.append(settings.json_file.with_suffix(".svg"))
-        written[-1].write_bytes(auroc_by_digit(book.results))
-    for what, path in zip(("results", "plot"), written, strict=False):
+        written += [settings.json_file.with_suffix(suffix) for suffix in (".svg", ".md")]
+        written[1].write_bytes(auroc_by_digit(book.results))
+        written[2].write_text(in_markdown(summarise(book.results)), encoding="utf-8")
+    for what, path in zip(("results", "plot", "table"), written, strict=False):
         console.print(f"{what}  {escape(str(path))}", highlight=False, soft_wrap=True)

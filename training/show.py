@@ -15,7 +15,7 @@ from worker.core.bundle import CURRENT, REPORT, Manifest
 
 if TYPE_CHECKING:
     from training.evaluate import AtPrevalence, Evaluation, Judged
-    from training.results import Summary, SurfaceSummary
+    from training.results import Spread, Summary, SurfaceSummary
 
 KINDS = 5
 """Of the kinds of anomaly, those worst found; the report has more."""
@@ -176,19 +176,17 @@ def _table(first: str, *others: str) -> Table:
 def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
     """Presets and baselines, best first: their means, then AUROC and average precision by digit."""
     best_first = sorted(summaries.items(), key=lambda item: -item[1].mean_auroc)
-    means = _table("", "AUROC", "std", "AP", "FPR at 95 %", "MFLOP", "images/s", "fit s", "digits", "seeds")
+    means = _table("", "AUROC %", "AP %", "FPR 95 %", "MFLOP", "images/s", "fit s", "fits")
     for name, found in best_first:
         means.add_row(
             name,
-            f"{found.mean_auroc:.4f}",
-            f"{found.std:.4f}",
-            f"{found.mean_average_precision:.4f}",
-            f"{found.mean_fpr_at_95_recall:.3f}",
+            _with_deviation(found.mean_auroc, found.std, 2),
+            f"{100 * found.mean_average_precision:.2f}",
+            f"{100 * found.mean_fpr_at_95_recall:.1f}",
             "-" if found.mflop_per_image is None else f"{found.mflop_per_image:.1f}",
             f"{found.images_per_second:,.0f}",
             f"{found.seconds:.0f}",
-            str(len(found.digits)),
-            str(len(found.seeds)),
+            f"{len(found.digits)} x {len(found.seeds)}",
         )
     console.print(means)
     digits = sorted({digit for found in summaries.values() for digit in found.digits})
@@ -198,11 +196,40 @@ def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
     ):
         table = _table(title, *(name for name, _ in best_first))
         for digit in digits:
-            row = [by_digit.get(digit) for by_digit in figures]
-            table.add_row(
-                digit, *("-" if one is None else f"{100 * one.mean:.1f} ± {100 * one.std:.1f}" for one in row)
-            )
+            table.add_row(digit, *(_spread(by_digit.get(digit)) for by_digit in figures))
         console.print(table)
+
+
+def in_markdown(summaries: Mapping[str, "Summary"]) -> str:
+    """What show_summary() shows, as one Markdown table with a column for each preset and baseline, best first."""
+    best_first = sorted(summaries.items(), key=lambda item: -item[1].mean_auroc)
+    digits = sorted({digit for found in summaries.values() for digit in found.digits})
+    rows: list[tuple[str, list[str]]] = [
+        (f"AUROC %, normal {digit}", [_spread(found.auroc.get(digit)) for _, found in best_first]) for digit in digits
+    ]
+    rows += [
+        ("AUROC %, mean", [f"**{_with_deviation(found.mean_auroc, found.std, 2)}**" for _, found in best_first]),
+        ("average precision %, mean", [f"{100 * found.mean_average_precision:.2f}" for _, found in best_first]),
+        ("false alarms at 95 % recall, %", [f"{100 * found.mean_fpr_at_95_recall:.1f}" for _, found in best_first]),
+        (
+            "MFLOP an image",
+            ["-" if one.mflop_per_image is None else f"{one.mflop_per_image:.1f}" for _, one in best_first],
+        ),
+        ("images a second", [f"{found.images_per_second:,.0f}" for _, found in best_first]),
+        ("fit, seconds", [f"{found.seconds:.1f}" for _, found in best_first]),
+        ("digits x seeds", [f"{len(found.digits)} x {len(found.seeds)}" for _, found in best_first]),
+    ]
+    lines = [("", [name for name, _ in best_first]), ("---", ["---:"] * len(best_first)), *rows]
+    return "".join(f"| {' | '.join([first, *cells])} |\n" for first, cells in lines)
+
+
+def _spread(found: "Spread | None") -> str:
+    return "-" if found is None else _with_deviation(found.mean, found.std, 1)
+
+
+def _with_deviation(mean: float, std: float, digits: int) -> str:
+    """In percent; of one seed there is no deviation."""
+    return f"{100 * mean:.{digits}f}" + (f" ± {100 * std:.{digits}f}" if std else "")
 
 
 def show_surfaces(console: Console, summaries: Mapping[str, Mapping[str, "SurfaceSummary"]]) -> None:

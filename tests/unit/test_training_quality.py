@@ -10,8 +10,8 @@ from rich.console import Console
 from training.charts import auroc_by_digit
 from training.contenders import BASELINES, Fitted, Images
 from training.quality import Split, figures, given_as_normal, run
-from training.results import Book, Result, Spread, summarise
-from training.show import show_tutorial
+from training.results import COMMITTED, Book, Result, Spread, committed, summarise
+from training.show import in_markdown, show_tutorial
 from worker.core.errors import ConfigurationError
 
 
@@ -151,6 +151,24 @@ def test_a_fit_is_compared_with_what_the_tutorial_gave_on_its_digit(capsys: pyte
     assert capsys.readouterr().out == ""
     show_tutorial(Console(), found, "2")
     assert "--preset tutorial, AUROC 0.8500 on digit 2, mean of 2 fits" in capsys.readouterr().out
+
+
+def test_a_table_has_a_column_for_each_name_best_first() -> None:
+    found = summarise([result("x", "1", 0, 0.8), result("x", "1", 1, 0.9), result("y", "1", 0, 0.95)])
+    lines = in_markdown(found).splitlines()
+    assert lines[:4] == [
+        "|  | y | x |",
+        "| --- | ---: | ---: |",
+        "| AUROC %, normal 1 | 95.0 | 85.0 ± 7.1 |",
+        "| AUROC %, mean | **95.00** | **85.00 ± 7.07** |",
+    ]
+    assert lines[-1] == "| digits x seeds | 1 x 1 | 1 x 2 |"
+
+
+def test_the_committed_table_is_of_the_committed_results() -> None:
+    found = committed()
+    assert COMMITTED.with_suffix(".md").read_text(encoding="utf-8") == in_markdown(found)
+    assert found["default"].mean_auroc > found["pca"].mean_auroc > found["tutorial"].mean_auroc
 
 
 def test_the_plot_has_every_name_and_digit() -> None:
