@@ -109,9 +109,10 @@ def _in_sentences(found: "Evaluation", rare: "AtPrevalence | None") -> Iterator[
 def show_tutorial(console: Console, found: "Summary", digit: str) -> None:
     """What the tutorial's preset is worth on a digit of MNIST, to compare with."""
     if digit in found.auroc:
+        fits = "one fit" if len(found.seeds) == 1 else f"mean of {len(found.seeds)} fits"
+        auroc = words.ratio(found.auroc[digit].mean)
         console.print(
-            f"for comparison: --preset tutorial, AUROC {words.ratio(found.auroc[digit].mean)} on digit {digit}, "
-            f"mean of {len(found.seeds)} fits (training/mnist.json)",
+            f"for comparison: --preset tutorial, AUROC {auroc} on digit {digit}, {fits} (training/mnist.json)",
             highlight=False,
             soft_wrap=True,
         )
