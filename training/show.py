@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 KINDS = 5
 """Of the kinds of anomaly, those worst found; the report has more."""
+MEANS = (
+    "AUROC %, mean",
+    "average precision %, mean",
+    "false alarms at 95 % recall, %",
+    "MFLOP an image",
+    "images a second",
+    "fit, seconds",
+    "digits x seeds",
+)
 
 
 def show_skipped(console: Console, skipped: Sequence[str]) -> None:
@@ -179,16 +188,7 @@ def show_summary(console: Console, summaries: Mapping[str, "Summary"]) -> None:
     best_first = sorted(summaries.items(), key=lambda item: -item[1].mean_auroc)
     means = _table("", "AUROC %", "AP %", "FPR 95 %", "MFLOP", "images/s", "fit s", "fits")
     for name, found in best_first:
-        means.add_row(
-            name,
-            _with_deviation(found.mean_auroc, found.std, 2),
-            f"{100 * found.mean_average_precision:.2f}",
-            f"{100 * found.mean_fpr_at_95_recall:.1f}",
-            "-" if found.mflop_per_image is None else f"{found.mflop_per_image:.1f}",
-            f"{found.images_per_second:,.0f}",
-            f"{found.seconds:.0f}",
-            f"{len(found.digits)} x {len(found.seeds)}",
-        )
+        means.add_row(name, *_means(found))
     console.print(means)
     digits = sorted({digit for found in summaries.values() for digit in found.digits})
     for title, figures in (
@@ -208,20 +208,25 @@ def in_markdown(summaries: Mapping[str, "Summary"]) -> str:
     rows: list[tuple[str, list[str]]] = [
         (f"AUROC %, normal {digit}", [_spread(found.auroc.get(digit)) for _, found in best_first]) for digit in digits
     ]
-    rows += [
-        ("AUROC %, mean", [f"**{_with_deviation(found.mean_auroc, found.std, 2)}**" for _, found in best_first]),
-        ("average precision %, mean", [f"{100 * found.mean_average_precision:.2f}" for _, found in best_first]),
-        ("false alarms at 95 % recall, %", [f"{100 * found.mean_fpr_at_95_recall:.1f}" for _, found in best_first]),
-        (
-            "MFLOP an image",
-            ["-" if one.mflop_per_image is None else f"{one.mflop_per_image:.1f}" for _, one in best_first],
-        ),
-        ("images a second", [f"{found.images_per_second:,.0f}" for _, found in best_first]),
-        ("fit, seconds", [f"{found.seconds:.1f}" for _, found in best_first]),
-        ("digits x seeds", [f"{len(found.digits)} x {len(found.seeds)}" for _, found in best_first]),
-    ]
+    means = zip(*(_means(found) for _, found in best_first), strict=True)
+    for title, cells in zip(MEANS, means, strict=True):
+        strong = "**" if title == MEANS[0] else ""
+        rows.append((title, [f"{strong}{cell}{strong}" for cell in cells]))
     lines = [("", [name for name, _ in best_first]), ("---", ["---:"] * len(best_first)), *rows]
     return "".join(f"| {' | '.join([first, *cells])} |\n" for first, cells in lines)
+
+
+def _means(found: "Summary") -> list[str]:
+    """The cells that MEANS names."""
+    return [
+        _with_deviation(found.mean_auroc, found.std, 2),
+        f"{100 * found.mean_average_precision:.2f}",
+        f"{100 * found.mean_fpr_at_95_recall:.1f}",
+        "-" if found.mflop_per_image is None else f"{found.mflop_per_image:.1f}",
+        f"{found.images_per_second:,.0f}",
+        f"{found.seconds:.1f}",
+        f"{len(found.digits)} x {len(found.seeds)}",
+    ]
 
 
 def _spread(found: "Spread | None") -> str:

@@ -43,8 +43,8 @@ def filters(shape: tuple[int, int, int]) -> tuple[int, ...]:
     halvings = 0
     while not (height | width) % (2 << halvings) and min(height, width) >> (halvings + 1) >= SMALLEST:
         halvings += 1
-    # No wider: at twice the width with half the pixels a deeper layer would cost as much as the one before it, and
-    # compute would grow faster than the pixels.
+    # No wider: with twice the filters and a quarter of the pixels each deeper layer costs as much as the one before
+    # it, and compute would grow faster than the pixels.
     return tuple(min(WIDEST, 8 << index) for index in range(max(2, halvings)))
 
 

@@ -310,11 +310,16 @@ class KafkaSource:
     def _least_poll_ms(self) -> int:
         """How long a poll must be: a join, and the look-up of positions, take none of the time between polls."""
         consumer = self._consumer
-        if placed := consumer._subscription.has_all_fetch_positions():
+        return 0 if self._note_placed() and not consumer._coordinator.need_rejoin() else LEAST_POLL_MS
+
+    def _note_placed(self) -> bool:
+        """Whether all partitions of ours have a position; since when not is kept for missing()."""
+        placed = bool(self._consumer._subscription.has_all_fetch_positions())
+        if placed:
             self._unplaced_since = None
         elif self._unplaced_since is None:
             self._unplaced_since = time.monotonic()
-        return 0 if placed and not consumer._coordinator.need_rejoin() else LEAST_POLL_MS
+        return placed
 
     # kafka-python raises for a batch that it cannot read, then returns nothing of that partition for ever. What
     # follows looks into the client: no public call tells which partition it was, or where.
